@@ -1,0 +1,203 @@
+"""Calls out of a session's cells: from its socket in the sandbox up to the host, and the answers back.
+
+Nothing that arrives here is believed: the call's id is minted here, its cell is the one that runs, and
+depth, budget and model policy are the host's.
+"""
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from rlm_agent import limits
+from rlm_agent.cell import Cell
+from rlm_agent.frames import Frame, FrameBuffer, FrameError, Kind
+from rlm_agent.rpc.v1 import agent_pb2 as pb
+
+KINDS = {"llm": pb.CALL_KIND_LLM, "rlm": pb.CALL_KIND_RLM}
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    connection: "Connection"
+    local_id: int
+    message: pb.Call
+
+
+class Calls:
+    """The calls of one session that have no answer yet."""
+
+    def __init__(self, up: Callable[[pb.ConnectResponse], None], max_pending: int) -> None:
+        self._up = up
+        self._max_pending = max_pending
+        self._pending: dict[str, Pending] = {}
+        self._connections: set[Connection] = set()
+        self._server: asyncio.Server | None = None
+        self._minted = 0
+        self.cell: Cell | None = None
+
+    async def listen(self, path: Path) -> None:
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_unix_server(lambda: Connection(self), str(path))
+
+    async def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        for connection in list(self._connections):
+            connection.drop()
+
+    def unanswered(self) -> list[pb.ConnectResponse]:
+        """To deliver again when the host has reconnected."""
+        return [pb.ConnectResponse(call=pending.message) for pending in self._pending.values()]
+
+    def begin_cell(self, cell: Cell) -> None:
+        self.cell = cell
+
+    def end_cell(self) -> None:
+        """A call can't outlive its cell: what is open is cancelled on the host and failed here."""
+        self.cell = None
+        for call_id in list(self._pending):
+            self._cancel(call_id, "the cell has ended")
+
+    def reply(self, reply: pb.CallReply) -> None:
+        """Hand a host's answer to the cell; one for a call that is not open is dropped."""
+        pending = self._pending.pop(reply.call_id, None)
+        if pending is None:
+            return
+        ok = reply.WhichOneof("outcome") == "answer"
+        if self.cell is not None:
+            self.cell.call_ended(reply.call_id, ok=ok)
+        header: dict[str, Any] = {"id": pending.local_id}
+        body = b""
+        if ok:
+            usage = reply.answer.usage
+            header["model"] = reply.answer.model
+            header["usage"] = {name.name: value for name, value in usage.ListFields()}
+            body = reply.answer.text
+        else:
+            header["error"] = reply.failure.message or pb.CallErrorCode.Name(reply.failure.code)
+        pending.connection.answer(Frame(Kind.REPLY, header, body))
+        self._resume()
+
+    async def fork(self, call_id: str, header: dict[str, Any], fds: Sequence[int]) -> dict[str, Any]:
+        """Have the thread that waits for this call fork its session.
+
+        Raises:
+            KeyError: no such call is open.
+        """
+        pending = self._pending[call_id]
+        return await pending.connection.fork({**header, "id": pending.local_id}, fds)
+
+    def admit(self, connection: "Connection", frame: Frame) -> str | None:
+        """Take a call; otherwise the reason why not, in words for the cell."""
+        cell = self.cell
+        if cell is None:
+            return "no cell is running: a call can't outlive the cell that made it"
+        kind = KINDS.get(str(frame.header.get("kind")))
+        model = frame.header.get("model", "")
+        if kind is None or not isinstance(model, str) or len(model) > limits.MAX_ID_CHARS:
+            return "not a valid call"
+        if len(frame.body) > limits.MAX_PROMPT:
+            return f"the prompt has {len(frame.body):,} bytes; at most {limits.MAX_PROMPT:,}"
+        self._minted += 1
+        call_id = f"{cell.id}/{self._minted}"
+        message = pb.Call(call_id=call_id, cell_id=cell.id, kind=kind, model=model, prompt=frame.body)
+        self._pending[call_id] = Pending(connection, frame.header["id"], message)
+        cell.call_started(call_id)
+        self._up(pb.ConnectResponse(call=message))
+        if len(self._pending) >= self._max_pending:
+            for each in self._connections:
+                each.pause()
+        return None
+
+    def add(self, connection: "Connection") -> bool:
+        if len(self._connections) >= limits.MAX_CALL_CONNECTIONS:
+            return False
+        self._connections.add(connection)
+        return True
+
+    def remove(self, connection: "Connection") -> None:
+        """The caller is gone: nobody waits for its answers any more."""
+        self._connections.discard(connection)
+        for call_id, pending in list(self._pending.items()):
+            if pending.connection is connection:
+                self._cancel(call_id, "the caller is gone")
+
+    def _cancel(self, call_id: str, why: str) -> None:
+        self._up(pb.ConnectResponse(cancel=pb.CancelCall(call_id=call_id)))
+        failure = pb.CallFailure(code=pb.CALL_ERROR_CODE_CANCELLED, message=why)
+        self.reply(pb.CallReply(call_id=call_id, failure=failure))
+
+    def _resume(self) -> None:
+        if len(self._pending) < self._max_pending:
+            for connection in self._connections:
+                connection.resume()
+
+
+class Connection(asyncio.Protocol):
+    """One thread or process of a cell."""
+
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
+        self._buffer = FrameBuffer()
+        self._open: set[int] = set()
+        self._forked: asyncio.Future[dict[str, Any]] | None = None
+        self._transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        if not self._calls.add(self):
+            self._transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for frame in self._buffer.feed(data):
+                self._on_frame(frame)
+        except FrameError:
+            self._transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._calls.remove(self)
+        if self._forked is not None and not self._forked.done():
+            self._forked.set_result({"error": "the caller is gone"})
+
+    def answer(self, frame: Frame) -> None:
+        self._open.discard(frame.header["id"])
+        if not self._transport.is_closing():
+            self._transport.write(frame.encode())
+
+    async def fork(self, header: dict[str, Any], fds: Sequence[int]) -> dict[str, Any]:
+        if self._forked is not None and not self._forked.done():
+            return {"error": "a fork of this session is under way"}
+        self._forked = asyncio.get_running_loop().create_future()
+        with socket.socket(fileno=os.dup(self._transport.get_extra_info("socket").fileno())) as sock:
+            socket.send_fds(sock, [Frame(Kind.FORK, header).encode()], list(fds))
+        return await self._forked
+
+    def pause(self) -> None:
+        if self._transport.is_reading():
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        if not self._transport.is_reading() and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def drop(self) -> None:
+        self._transport.abort()
+
+    def _on_frame(self, frame: Frame) -> None:
+        if frame.kind is Kind.FORKED:
+            if self._forked is not None and not self._forked.done():
+                self._forked.set_result(frame.header)
+            return
+        local_id = frame.header.get("id")
+        if frame.kind is not Kind.CALL or type(local_id) is not int:
+            raise FrameError("not a call")
+        if local_id in self._open:
+            raise FrameError("call id used twice")
+        self._open.add(local_id)
+        if refusal := self._calls.admit(self, frame):
+            self.answer(Frame(Kind.REPLY, {"id": local_id, "error": refusal}))

@@ -1,0 +1,61 @@
+"""The events of one cell, numbered and kept, so that a host that lost its connection can go on reading."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from rlm_agent import limits
+from rlm_agent.output import Capture
+from rlm_agent.rpc.v1 import agent_pb2 as pb
+
+
+class Cell:
+    def __init__(self, cell_id: str, code: str, keep_bytes: int) -> None:
+        self.id = cell_id
+        self.code = code
+        self.stdout = Capture(keep_bytes)
+        self.stderr = Capture(keep_bytes)
+        self.finished = False
+        self._events: list[pb.CellEvent] = []
+        self._changed = asyncio.Event()
+
+    def write_stdout(self, data: bytes) -> None:
+        if live := self.stdout.feed(data, live=self._may_stream()):
+            self._add(pb.CellEvent(stdout=live))
+
+    def write_stderr(self, data: bytes) -> None:
+        if live := self.stderr.feed(data, live=self._may_stream()):
+            self._add(pb.CellEvent(stderr=live))
+
+    def call_started(self, call_id: str) -> None:
+        if self._may_stream():
+            self._add(pb.CellEvent(call_started=pb.CallStarted(call_id=call_id)))
+
+    def call_ended(self, call_id: str, *, ok: bool) -> None:
+        if self._may_stream():
+            self._add(pb.CellEvent(call_ended=pb.CallEnded(call_id=call_id, ok=ok)))
+
+    def finish(self, result: pb.CellFinished) -> None:
+        result.stdout.total_bytes, result.stdout.tail = self.stdout.total, self.stdout.tail
+        result.stderr.total_bytes, result.stderr.tail = self.stderr.total, self.stderr.tail
+        self.finished = True
+        self._add(pb.CellEvent(finished=result))
+
+    async def follow(self, start: int) -> AsyncIterator[pb.CellEvent]:
+        """Events from index start on, until the last; one follower at a time."""
+        index = start
+        while True:
+            while index < len(self._events):
+                yield self._events[index]
+                index += 1
+            if self.finished:
+                return
+            self._changed.clear()
+            await self._changed.wait()
+
+    def _may_stream(self) -> bool:
+        return not self.finished and len(self._events) < limits.MAX_EVENTS
+
+    def _add(self, event: pb.CellEvent) -> None:
+        event.cell_id, event.index = self.id, len(self._events)
+        self._events.append(event)
+        self._changed.set()

@@ -1,0 +1,81 @@
+"""Before every method: the sandbox's bearer token. After every method: one table from errors to statuses."""
+
+import hmac
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, NoReturn, TypeAlias
+
+import grpc
+import grpc.aio
+
+from rlm_agent import errors
+from rlm_agent.supervision import SupervisorGone
+
+TOKEN_KEY = "rlm-token"
+STATUS: dict[type[Exception], grpc.StatusCode] = {
+    errors.UnknownSession: grpc.StatusCode.NOT_FOUND,
+    errors.SessionGone: grpc.StatusCode.DATA_LOSS,
+    errors.Busy: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.Invalid: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.Mismatch: grpc.StatusCode.UNIMPLEMENTED,
+    SupervisorGone: grpc.StatusCode.DATA_LOSS,
+    OSError: grpc.StatusCode.INTERNAL,
+}
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+
+
+class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    async def intercept_service(
+        self, continuation: Callable[[Any], Awaitable[Handler]], details: Any
+    ) -> Handler:
+        handler = await continuation(details)
+        sent = dict(details.invocation_metadata or ()).get(TOKEN_KEY, "")
+        allowed = isinstance(sent, str) and hmac.compare_digest(sent.encode(), self._token.encode())
+        return _guarded(handler, allowed)
+
+
+def _guarded(handler: Any, allowed: bool) -> Handler:
+    codec = {
+        "request_deserializer": handler.request_deserializer,
+        "response_serializer": handler.response_serializer,
+    }
+    if handler.stream_stream:
+
+        async def stream(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
+            if not allowed:
+                await _refuse(context)
+            try:
+                async for response in handler.stream_stream(requests, context):
+                    yield response
+            except tuple(STATUS) as error:
+                await _abort(context, error)
+
+        return grpc.stream_stream_rpc_method_handler(stream, **codec)
+    method = handler.stream_unary or handler.unary_unary
+
+    async def unary(request: Any, context: Context) -> Any:
+        if not allowed:
+            await _refuse(context)
+        try:
+            return await method(request, context)
+        except tuple(STATUS) as error:
+            await _abort(context, error)
+
+    make = (
+        grpc.stream_unary_rpc_method_handler if handler.stream_unary else grpc.unary_unary_rpc_method_handler
+    )
+    return make(unary, **codec)
+
+
+async def _refuse(context: Context) -> NoReturn:
+    await context.abort(grpc.StatusCode.UNAUTHENTICATED, "wrong or missing token")
+    raise AssertionError("abort returned")
+
+
+async def _abort(context: Context, error: Exception) -> NoReturn:
+    status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+    await context.abort(status, str(error)[:2000])
+    raise AssertionError("abort returned")

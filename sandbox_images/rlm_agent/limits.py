@@ -1,0 +1,33 @@
+"""Every limit on what the agent accepts, in one place. Sizes are bytes unless the name says otherwise."""
+
+MAX_MESSAGE = 8 << 20
+"""One gRPC message, either way."""
+MAX_CHUNK = 1 << 20
+"""One chunk of a streamed context."""
+MAX_CODE = 1 << 20
+MAX_PROMPT = 4 << 20
+MAX_ANSWER = 4 << 20
+MAX_CONTEXT = 64 << 30
+
+MAX_FRAME_HEADER = 256 << 10
+"""JSON header of one frame from a worker."""
+MAX_FRAME_BODY = 5 << 20
+
+MAX_SESSIONS = 256
+MAX_CELLS_REMEMBERED = 4
+"""Finished cells whose events a host that reconnects can still ask for."""
+MAX_EVENTS = 10_000
+"""Live output events of one cell; what comes later arrives as the tail when the cell ends."""
+MAX_CALL_CONNECTIONS = 512
+MAX_PENDING_CALLS = 1_024
+"""Calls of one session without an answer yet; a cell that makes more is held back by its socket."""
+MAX_VARIABLES = 256
+MAX_ID_CHARS = 128
+
+OUTPUT_BYTES = 128 << 10
+"""Kept from the head of a cell's stdout, from its tail, and the same of stderr."""
+INTERRUPT_GRACE_SECONDS = 2.0
+READY_SECONDS = 20.0
+"""How long a worker may take to fork its next standby before the session counts as lost."""
+LOOK_SECONDS = 10.0
+"""For listing or reading variables, which may run a `__repr__` of the user's."""

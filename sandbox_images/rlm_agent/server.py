@@ -1,0 +1,233 @@
+"""AgentService: the gRPC face of the agent. Checks what enters; guard.py turns its errors into statuses."""
+
+import asyncio
+import contextlib
+import platform
+import re
+import shutil
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import grpc.aio
+
+from rlm_agent import errors, limits
+from rlm_agent.build import agent_build
+from rlm_agent.rpc.v1 import agent_pb2 as pb
+from rlm_agent.rpc.v1 import agent_pb2_grpc as rpc
+from rlm_agent.session import Session, SessionConfig
+from rlm_agent.supervision import Supervision
+
+CONTEXT_KINDS = {
+    pb.CONTEXT_KIND_TEXT: "text",
+    pb.CONTEXT_KIND_BYTES: "bytes",
+    pb.CONTEXT_KIND_JSON: "json",
+}
+SAFE_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+
+@dataclass(frozen=True, slots=True)
+class Folders:
+    """Where sessions keep their files, and where the host leaves contexts for them (None: nowhere)."""
+
+    sessions: Path
+    shared: Path | None
+
+
+class AgentService(rpc.AgentServiceServicer):
+    def __init__(self, supervision: Supervision, folders: Folders) -> None:
+        self._supervision = supervision
+        self._folders = folders
+        self._sessions: dict[str, Session] = {}
+        self._opening = asyncio.Lock()
+
+    async def OpenSession(self, request: pb.OpenSessionRequest, context: Context) -> pb.OpenSessionResponse:
+        if request.protocol_version != pb.PROTOCOL_VERSION_CURRENT:
+            raise errors.Mismatch(
+                f"the host speaks protocol {request.protocol_version}, "
+                f"this agent ({agent_build()}) speaks {pb.PROTOCOL_VERSION_CURRENT}"
+            )
+        async with self._opening:
+            if request.session_id not in self._sessions:
+                session = self._new_session(request.session_id, _config(request))
+                await session.start()
+                self._sessions[session.id] = session
+        return pb.OpenSessionResponse(
+            protocol_version=pb.PROTOCOL_VERSION_CURRENT,
+            agent_build=agent_build(),
+            capabilities=pb.SandboxCapabilities(
+                python_version=platform.python_version(), fork=True, huge_pages=_huge_pages()
+            ),
+        )
+
+    async def CloseSession(self, request: pb.CloseSessionRequest, context: Context) -> pb.CloseSessionResponse:
+        session = self._sessions.pop(request.session_id, None)
+        if session is not None:
+            await session.close()
+            shutil.rmtree(self._folders.sessions / session.id, ignore_errors=True)
+        return pb.CloseSessionResponse()
+
+    async def PutContext(
+        self, request_iterator: AsyncIterator[pb.PutContextRequest], context: Context
+    ) -> pb.PutContextResponse:
+        first = await anext(aiter(request_iterator), pb.PutContextRequest())
+        header = first.header
+        session = self._session(header.session_id)
+        kind = CONTEXT_KINDS.get(header.kind)
+        if kind is None or header.size_bytes > limits.MAX_CONTEXT:
+            raise errors.Invalid("a context needs a kind, and a size within the limit")
+        if header.shared_file:
+            await session.put_context(header.index, kind, self._shared(header.shared_file))
+            return pb.PutContextResponse()
+        path = self._folders.sessions / session.id / f"context_{header.index}"
+        try:
+            await _receive(request_iterator, path, header.size_bytes)
+            await session.put_context(header.index, kind, path)
+        finally:
+            path.unlink(missing_ok=True)
+        return pb.PutContextResponse()
+
+    async def Connect(
+        self, request_iterator: AsyncIterator[pb.ConnectRequest], context: Context
+    ) -> AsyncIterator[pb.ConnectResponse]:
+        first = await anext(aiter(request_iterator), pb.ConnectRequest())
+        session = self._session(first.attach.session_id)
+        outbox: asyncio.Queue[pb.ConnectResponse | Exception] = asyncio.Queue()
+        host = asyncio.ensure_future(_serve_host(session, request_iterator, outbox))
+        session.attach(outbox.put_nowait)
+        try:
+            while True:
+                message = await outbox.get()
+                if isinstance(message, Exception):
+                    raise message
+                yield message
+        finally:
+            session.detach(outbox.put_nowait)
+            host.cancel()
+
+    async def InterruptCell(
+        self, request: pb.InterruptCellRequest, context: Context
+    ) -> pb.InterruptCellResponse:
+        session = self._session(request.session_id)
+        cell = session.calls.cell
+        if cell is not None and request.cell_id in ("", cell.id):
+            session.interrupt("interrupt")
+        return pb.InterruptCellResponse()
+
+    async def ForkSession(self, request: pb.ForkSessionRequest, context: Context) -> pb.ForkSessionResponse:
+        session = self._session(request.session_id)
+        async with self._opening:
+            if request.new_session_id not in self._sessions:
+                new = self._new_session(request.new_session_id, session.config)
+                try:
+                    await session.fork(new, request.call_id)
+                except BaseException:
+                    await new.close()
+                    raise
+                self._sessions[new.id] = new
+        return pb.ForkSessionResponse()
+
+    async def ListVariables(
+        self, request: pb.ListVariablesRequest, context: Context
+    ) -> pb.ListVariablesResponse:
+        found = await self._session(request.session_id).list_variables()
+        return pb.ListVariablesResponse(
+            variables=[pb.Variable(name=name, type=kind, repr=text) for name, kind, text in found]
+        )
+
+    async def ReadVariable(self, request: pb.ReadVariableRequest, context: Context) -> pb.ReadVariableResponse:
+        limit = min(request.max_bytes or limits.MAX_ANSWER, limits.MAX_ANSWER)
+        kind, text, size = await self._session(request.session_id).read_variable(request.name, limit)
+        return pb.ReadVariableResponse(type=kind, text=text, total_bytes=size)
+
+    async def Health(self, request: pb.HealthRequest, context: Context) -> pb.HealthResponse:
+        return pb.HealthResponse(agent_build=agent_build(), session_ids=sorted(self._sessions))
+
+    async def close(self) -> None:
+        for session in self._sessions.values():
+            await session.close()
+
+    def _session(self, session_id: str) -> Session:
+        session = self._sessions.get(session_id)
+        if session is None:
+            raise errors.UnknownSession(f"no session {session_id!r}")
+        return session
+
+    def _new_session(self, session_id: str, config: SessionConfig) -> Session:
+        if not SAFE_ID.fullmatch(session_id):
+            raise errors.Invalid("a session id has 1 to 64 letters, digits, - and _")
+        if len(self._sessions) >= limits.MAX_SESSIONS:
+            raise errors.Invalid(f"at most {limits.MAX_SESSIONS} sessions in one agent")
+        return Session(session_id, self._folders.sessions / session_id, config, self._supervision)
+
+    def _shared(self, name: str) -> Path:
+        folder = self._folders.shared
+        if folder is None or Path(name).name != name or not (folder / name).is_file():
+            raise errors.Invalid(f"no file {name!r} is shared with this agent")
+        return folder / name
+
+
+async def _serve_host(
+    session: Session,
+    requests: AsyncIterator[pb.ConnectRequest],
+    outbox: "asyncio.Queue[pb.ConnectResponse | Exception]",
+) -> None:
+    """Take what one host connection sends; its end, or an error, ends the connection."""
+    followers: set[asyncio.Task[None]] = set()
+    try:
+        async for request in requests:
+            kind = request.WhichOneof("message")
+            if kind == "reply":
+                session.calls.reply(request.reply)
+            elif kind == "execute":
+                cell = session.execute(request.execute)
+                follow = _follow(cell.follow(request.execute.from_event), outbox)
+                followers.add(asyncio.ensure_future(follow))
+            else:
+                raise errors.Invalid("unexpected message on Connect")
+        outbox.put_nowait(errors.SessionGone("the host closed the connection"))
+    except errors.AgentError as error:
+        outbox.put_nowait(error)
+    finally:
+        for task in followers:
+            task.cancel()
+
+
+async def _follow(
+    events: AsyncIterator[pb.CellEvent], outbox: "asyncio.Queue[pb.ConnectResponse | Exception]"
+) -> None:
+    async for event in events:
+        outbox.put_nowait(pb.ConnectResponse(event=event))
+
+
+async def _receive(requests: AsyncIterator[pb.PutContextRequest], path: Path, size: int) -> None:
+    received = 0
+    with path.open("wb") as file:
+        async for request in requests:
+            received += len(request.chunk)
+            if len(request.chunk) > limits.MAX_CHUNK or received > size:
+                raise errors.Invalid("more bytes than the context's header or the chunk limit allow")
+            file.write(request.chunk)
+    if received != size:
+        raise errors.Invalid(f"the context ended after {received:,} of {size:,} bytes")
+
+
+def _config(request: pb.OpenSessionRequest) -> SessionConfig:
+    asked = request.limits
+    default = SessionConfig()
+    return SessionConfig(
+        output_bytes=min(asked.output_bytes, limits.MAX_FRAME_BODY) or default.output_bytes,
+        interrupt_grace=asked.interrupt_grace_ms / 1000 or default.interrupt_grace,
+        memory_bytes=asked.memory_bytes,
+        pending_calls=min(asked.pending_calls or limits.MAX_PENDING_CALLS, limits.MAX_PENDING_CALLS),
+        env=dict(request.env),
+    )
+
+
+def _huge_pages() -> bool:
+    with contextlib.suppress(OSError):
+        text = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+        return "[never]" not in text
+    return False

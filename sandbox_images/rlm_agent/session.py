@@ -1,0 +1,415 @@
+"""One session: a worker chain, its cells one after the other, and what its host is told."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rlm_agent import limits
+from rlm_agent.calls import Calls
+from rlm_agent.cell import Cell
+from rlm_agent.errors import Busy, Invalid, SessionGone
+from rlm_agent.frames import PACKET_BYTES, Frame, FrameError, Kind, PacketBuffer, packets
+from rlm_agent.output import Pipe, make_pipe
+from rlm_agent.result import Death, describe_death, finished_cell, rolled_back_cell
+from rlm_agent.rpc.v1 import agent_pb2 as pb
+from rlm_agent.supervision import Supervision, SupervisorGone
+
+SOCKET_VARIABLE = "RLM_SESSION_SOCKET"
+Up = Callable[[pb.ConnectResponse | Exception], None]
+
+
+@dataclass(frozen=True, slots=True)
+class SessionConfig:
+    """Times in seconds, sizes in bytes."""
+
+    output_bytes: int = limits.OUTPUT_BYTES
+    interrupt_grace: float = limits.INTERRUPT_GRACE_SECONDS
+    memory_bytes: int = 0
+    pending_calls: int = limits.MAX_PENDING_CALLS
+    env: dict[str, str] = field(default_factory=dict)
+
+
+class Session:
+    def __init__(self, session_id: str, folder: Path, config: SessionConfig, supervision: Supervision) -> None:
+        self.id = session_id
+        self.calls = Calls(self._tell, config.pending_calls)
+        self.lost: str | None = None
+        self._folder = folder
+        self.config = config
+        self._supervision = supervision
+        self._up: Up | None = None
+        self._cells: OrderedDict[str, Cell] = OrderedDict()
+        self._contexts: dict[int, asyncio.Task[None]] = {}
+        self._turn = asyncio.Lock()
+        self._ready = asyncio.Event()
+        self._running: asyncio.Future[Frame | Death] | None = None
+        self._interrupt_reason = ""
+        self._worker_pid = 0
+        self._pidfd = -1
+        self._late_rollback = ""
+        self._timers: list[asyncio.TimerHandle] = []
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._loop = asyncio.get_running_loop()
+        self._frames = PacketBuffer()
+        self._link, self._worker_link = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._link.setblocking(False)
+        self._stdout, self._worker_stdout = make_pipe()
+        self._stderr, self._worker_stderr = make_pipe()
+
+    # -- start and end
+
+    async def start(self) -> None:
+        """Spawn an empty worker."""
+        await self._listen()
+        env = {**self.config.env, SOCKET_VARIABLE: str(self._socket_path)}
+        await self._supervision.spawn(self.id, self.cwd, env, self.config.memory_bytes, self._worker_fds())
+        self._close_worker_fds()
+        await self._wait_ready()
+
+    async def fork(self, new: "Session", call_id: str) -> None:
+        """Start `new` from this session's memory: idle, or where the call waits for its answer.
+
+        Raises:
+            Invalid: it can't be forked now, and why.
+        """
+        await new._listen()
+        header: dict[str, Any] = {"cwd": str(new.cwd), "socket": str(new._socket_path)}
+        if call_id:
+            try:
+                answer = await self.calls.fork(call_id, {**header, "child": True}, new._worker_fds())
+            except KeyError:
+                raise Invalid(f"no call {call_id!r} is open") from None
+        else:
+            ended = await self._perform(Frame(Kind.FORK, header), 0, fds=new._worker_fds())
+            if isinstance(ended, Death):
+                raise Invalid(f"the fork failed: {describe_death(ended)}")
+            answer = ended.header
+        if answer.get("error"):
+            raise Invalid(str(answer["error"]))
+        await self._supervision.adopt(new.id, self.id, int(answer["pid"]))
+        new._close_worker_fds()
+        await new._wait_ready()
+
+    async def close(self) -> None:
+        """End every process of the session; safe to repeat."""
+        self._lose("the session was closed")
+        await self.calls.close()
+        with contextlib.suppress(OSError, SupervisorGone):
+            await self._supervision.end(self.id)
+        for pipe in (self._stdout, self._stderr):
+            self._loop.remove_reader(pipe.fd)
+            os.close(pipe.fd)
+        self._link.close()
+        self._close_worker_fds()
+
+    # -- what the host asks
+
+    def attach(self, up: Up) -> None:
+        """Send what comes up to a new host connection, calls without an answer first."""
+        if self._up is not None:
+            self._up(Busy("a newer connection of the host took this session over"))
+        self._up = up
+        for message in self.calls.unanswered():
+            up(message)
+        if self.lost is not None:
+            self._tell(pb.ConnectResponse(lost=pb.SessionLost(detail=self.lost)))
+
+    def detach(self, up: Up) -> None:
+        if self._up == up:
+            self._up = None
+
+    def execute(self, request: pb.ExecuteCell) -> Cell:
+        """Start a cell, or find the one that this id already names: it is never run twice.
+
+        Raises:
+            Invalid: too much code, or an id that was used for other code.
+            Busy: another cell runs.
+        """
+        known = self._cells.get(request.cell_id)
+        if known is not None:
+            if known.code != request.code:
+                raise Invalid(f"cell id {request.cell_id!r} was used for other code")
+            return known
+        if not request.cell_id or len(request.cell_id) > limits.MAX_ID_CHARS:
+            raise Invalid(f"a cell id has 1 to {limits.MAX_ID_CHARS} characters")
+        if len(request.code) > limits.MAX_CODE:
+            raise Invalid(f"a cell has at most {limits.MAX_CODE:,} characters of code")
+        if self.calls.cell is not None:
+            raise Busy(f"cell {self.calls.cell.id!r} is running")
+        cell = Cell(request.cell_id, request.code, self.config.output_bytes)
+        self._cells[cell.id] = cell
+        while len(self._cells) > limits.MAX_CELLS_REMEMBERED:
+            self._cells.popitem(last=False)
+        self.calls.begin_cell(cell)
+        self._spawn_task(self._run_cell(cell, request.timeout_ms / 1000))
+        return cell
+
+    async def put_context(self, index: int, kind: str, path: Path) -> None:
+        """Bind a context from a file; repeating an index waits for the first and changes nothing.
+
+        Raises:
+            Invalid: the worker could not load it.
+        """
+        task = self._contexts.get(index)
+        if task is None:
+            task = self._contexts[index] = asyncio.create_task(self._put_context(index, kind, path))
+        try:
+            await asyncio.shield(task)
+        except Exception:
+            self._contexts.pop(index, None)
+            raise
+
+    async def list_variables(self) -> list[list[str]]:
+        found: list[list[str]] = (await self._look(Frame(Kind.LIST)))[0].get("variables", [])
+        return found
+
+    async def read_variable(self, name: str, max_bytes: int) -> tuple[str, bytes, int]:
+        """Type name, first bytes of the text, and the whole text's size."""
+        header, body = await self._look(Frame(Kind.READ, {"name": name, "max_bytes": max_bytes}))
+        return str(header["type"]), body, int(header["size"])
+
+    def interrupt(self, reason: str) -> None:
+        """SIGINT now, SIGKILL after the grace period; nothing when nothing runs."""
+        if self._running is None or self._running.done() or self._interrupt_reason:
+            return
+        self._interrupt_reason = reason
+        self._signal(signal.SIGINT)
+        self._timers.append(
+            self._loop.call_later(self.config.interrupt_grace, self._signal, signal.SIGKILL)
+        )
+
+    # -- cells
+
+    async def _run_cell(self, cell: Cell, timeout: float) -> None:
+        started = time.monotonic()
+        try:
+            ended = await self._perform(
+                Frame(Kind.EXECUTE, {"cell": cell.id}, cell.code.encode("utf-8", "replace")), timeout, cell=cell
+            )
+        except SessionGone:
+            return  # told by _lose
+        if isinstance(ended, Death):
+            result = rolled_back_cell(ended)
+        else:
+            result = finished_cell(ended, self._interrupt_reason)
+        if self._late_rollback:
+            result.notices.append(self._late_rollback)
+            self._late_rollback = ""
+        result.wall_us = int((time.monotonic() - started) * 1e6)
+        cell.finish(result)
+
+    async def _put_context(self, index: int, kind: str, path: Path) -> None:
+        header = {"cell": f"context_{index}", "index": index, "kind": kind, "path": str(path)}
+        ended = await self._perform(Frame(Kind.CONTEXT, header), 0)
+        if isinstance(ended, Death):
+            raise Invalid(f"loading the context killed the worker: {describe_death(ended)}")
+        if ended.header.get("status") != "ok":
+            error = ended.header.get("error") or {}
+            raise Invalid(f"the worker could not load the context: {error.get('type')}: {error.get('message')}")
+
+    async def _look(self, frame: Frame) -> tuple[dict[str, Any], bytes]:
+        """Ask the idle worker; a `__repr__` that hangs or dies is stopped and changes nothing."""
+        if self._turn.locked():
+            raise Busy("a cell is running")
+        ended = await self._perform(frame, limits.LOOK_SECONDS)
+        if isinstance(ended, Death):
+            raise Invalid(f"looking at the variables killed the worker: {describe_death(ended)}")
+        if ended.header.get("error"):
+            raise Invalid(str(ended.header["error"]))
+        return ended.header, ended.body
+
+    async def _perform(
+        self, frame: Frame, timeout: float, *, cell: Cell | None = None, fds: list[int] | None = None
+    ) -> Frame | Death:
+        """Give the worker a frame and wait for its result, or for its death.
+
+        Raises:
+            SessionGone: the whole chain has died.
+        """
+        async with self._turn:
+            await self._wait_ready()
+            for pipe in (self._stdout, self._stderr):
+                pipe.drain()  # of processes that an earlier cell left; no cell to show it in
+            self._ready.clear()
+            self._interrupt_reason = ""
+            self._running = self._loop.create_future()
+            if timeout:
+                self._timers.append(self._loop.call_later(timeout, self.interrupt, "timeout"))
+            try:
+                await self._send(frame, fds)
+                ended = await self._running
+            finally:
+                self._stop_timers()
+                self._running = None
+                if cell is not None:
+                    self._collect_output(cell)
+                    self.calls.end_cell()
+            if not self._ready.is_set():
+                self._timers.append(self._loop.call_later(limits.READY_SECONDS, self._overdue))
+            return ended
+
+    async def _send(self, frame: Frame, fds: list[int] | None) -> None:
+        first, *rest = packets(frame.encode())
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the reading side tells
+            if fds:
+                socket.send_fds(self._link, [first], fds)
+            else:
+                await self._loop.sock_sendall(self._link, first)
+            for packet in rest:
+                await self._loop.sock_sendall(self._link, packet)
+
+    def _collect_output(self, cell: Cell) -> None:
+        cell.write_stdout(self._stdout.drain())
+        cell.write_stderr(self._stderr.drain())
+
+    def _signal(self, number: int) -> None:
+        if number == signal.SIGKILL:
+            self._timers.append(self._loop.call_later(limits.READY_SECONDS, self._overdue))
+        self._spawn_task(self._deliver_signal(self._worker_pid, number))
+
+    async def _deliver_signal(self, pid: int, number: int) -> None:
+        with contextlib.suppress(OSError, SupervisorGone):
+            await self._supervision.signal(self.id, pid, number)
+
+    # -- what the worker says
+
+    def _on_link(self) -> None:
+        try:
+            packet = self._link.recv(PACKET_BYTES + 1)
+            if not packet:
+                raise FrameError("every process of the session has ended")
+            if frame := self._frames.feed(packet):
+                self._on_frame(frame)
+        except BlockingIOError:
+            return
+        except (FrameError, OSError) as error:
+            self._lose(str(error))
+
+    def _on_frame(self, frame: Frame) -> None:
+        running = self._running
+        if frame.kind is Kind.READY:
+            self._on_ready(frame)
+        elif frame.kind in (Kind.RESULT, Kind.FORKED) and running is not None and not running.done():
+            running.set_result(frame)
+        else:
+            raise FrameError(f"unexpected {frame.kind.name} from the worker")
+
+    def _on_ready(self, frame: Frame) -> None:
+        pid, died = frame.header.get("pid"), frame.header.get("died")
+        if type(pid) is not int or pid <= 1 or not (died is None or isinstance(died, dict)):
+            raise FrameError("malformed READY from the worker")
+        self._worker_pid = pid
+        self._watch(pid)
+        running = self._running is not None and not self._running.done()
+        if died is None and running:
+            return  # the cell goes on in a fresh fork
+        if died is not None:
+            death = Death.from_header(died, self._interrupt_reason)
+            if running and self._running is not None:
+                self._running.set_result(death)
+            else:
+                self._late_rollback = (
+                    f"The REPL's process died after an earlier cell had ended ({describe_death(death)}); "
+                    "variables are as they were before that cell."
+                )
+        self._stop_timers()
+        self._ready.set()
+
+    def _watch(self, pid: int) -> None:
+        """Notice the death of the worker even where nobody is left to report it."""
+        self._unwatch()
+        with contextlib.suppress(OSError):
+            self._pidfd = os.pidfd_open(pid)
+            self._loop.add_reader(self._pidfd, self._on_worker_death)
+
+    def _unwatch(self) -> None:
+        if self._pidfd >= 0:
+            self._loop.remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+    def _on_worker_death(self) -> None:
+        self._unwatch()
+        self._timers.append(self._loop.call_later(limits.READY_SECONDS, self._overdue))
+
+    def _overdue(self) -> None:
+        if not self._ready.is_set():
+            self._lose("the worker died and its checkpoint did not come back")
+
+    def _on_output(self, pipe: Pipe) -> None:
+        data = pipe.read()
+        cell = self.calls.cell
+        if not data or cell is None:
+            return
+        if pipe is self._stdout:
+            cell.write_stdout(data)
+        else:
+            cell.write_stderr(data)
+
+    # -- plumbing
+
+    @property
+    def cwd(self) -> Path:
+        return self._folder / "work"
+
+    @property
+    def _socket_path(self) -> Path:
+        return self._folder / "calls"
+
+    async def _listen(self) -> None:
+        self.cwd.mkdir(parents=True, exist_ok=True)
+        await self.calls.listen(self._socket_path)
+        self._loop.add_reader(self._link, self._on_link)
+        for pipe in (self._stdout, self._stderr):
+            self._loop.add_reader(pipe.fd, self._on_output, pipe)
+
+    def _worker_fds(self) -> list[int]:
+        return [self._worker_link.fileno(), self._worker_stdout, self._worker_stderr]
+
+    def _close_worker_fds(self) -> None:
+        """Our copies, so that the end of the chain is the end of the link."""
+        self._worker_link.close()
+        for fd in (self._worker_stdout, self._worker_stderr):
+            with contextlib.suppress(OSError):
+                os.close(fd)
+        self._worker_stdout = self._worker_stderr = -1
+
+    async def _wait_ready(self) -> None:
+        if self.lost is None:
+            await self._ready.wait()
+        if self.lost is not None:
+            raise SessionGone(self.lost)
+
+    def _lose(self, detail: str) -> None:
+        if self.lost is not None:
+            return
+        self.lost = detail
+        self._stop_timers()
+        self._unwatch()
+        self._loop.remove_reader(self._link)
+        self._ready.set()
+        if self._running is not None and not self._running.done():
+            self._running.set_exception(SessionGone(detail))
+        self._tell(pb.ConnectResponse(lost=pb.SessionLost(detail=detail)))
+
+    def _tell(self, message: pb.ConnectResponse) -> None:
+        if self._up is not None:
+            self._up(message)
+
+    def _stop_timers(self) -> None:
+        for timer in self._timers:
+            timer.cancel()
+        self._timers.clear()
+
+    def _spawn_task(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -1,0 +1,142 @@
+"""Makes and ends the processes of sessions, for an agent that may not. Standard library only.
+
+It is started once and stays small and single-threaded, so that a session starts as a fork of it (a
+millisecond, a few pages) instead of a new interpreter. It obeys only its own socket, and touches only
+processes below the session roots it knows.
+"""
+
+import contextlib
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+from typing import Any, NoReturn
+
+from rlm_agent.frames import Frame, FrameError, Kind
+from rlm_agent.worker import chain, process, root
+from rlm_agent.worker.link import Link, LinkClosed, leave
+
+END_ROUNDS = 200
+"""A tree that still grows after so many rounds of SIGKILL is reported, not waited for."""
+
+
+class Supervisor:
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._roots: dict[str, int] = {}
+
+    def run(self) -> NoReturn:
+        signal.signal(signal.SIGCHLD, _reap)
+        while True:
+            try:
+                frame, fds = self._link.receive()
+            except (LinkClosed, FrameError, OSError):
+                break
+            answer = self._obey(frame, fds)
+            for fd in fds:
+                os.close(fd)
+            self._link.send(Frame(Kind.DONE, {"id": frame.header.get("id"), **answer}))
+        for session in list(self._roots):
+            self._end(session)
+        leave(0)
+
+    def _obey(self, frame: Frame, fds: list[int]) -> dict[str, Any]:
+        header = frame.header
+        session = str(header["session"])
+        try:
+            if frame.kind is Kind.SPAWN:
+                return {"pid": self._spawn(session, header, fds)}
+            if frame.kind is Kind.ADOPT:
+                self._adopt(session, str(header["parent"]), int(header["pid"]))
+            elif frame.kind is Kind.SIGNAL:
+                self._signal(session, int(header["pid"]), int(header["signal"]))
+            elif frame.kind is Kind.END:
+                return {"left": self._end(session)}
+        except OSError as error:
+            return {"error": str(error)}
+        return {}
+
+    def _spawn(self, session: str, header: dict[str, Any], fds: list[int]) -> int:
+        pid = os.fork()
+        if pid:
+            self._roots[session] = pid
+            return pid
+        try:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            self._link.close()
+            process.die_with_parent()
+            _limit(int(header.get("memory") or 0))
+            os.environ.update(header["env"])
+            link = root.enter(fds, str(header["cwd"]))
+            sys.argv = [""]
+            sys.path.append(str(header["cwd"]))
+            root.run(link, lambda: chain.start(link))
+        finally:
+            leave(1)
+
+    def _adopt(self, session: str, parent: str, pid: int) -> None:
+        """Take note of a forked session, whose first process its parent session has named."""
+        if pid not in process.descendants(self._roots[parent]):
+            raise ProcessLookupError(f"process {pid} is not of session {parent}")
+        self._roots[session] = pid
+
+    def _signal(self, session: str, pid: int, number: int) -> None:
+        """Signal a cell's process; SIGKILL takes its whole process group.
+
+        The pid comes from the session itself, so it is only believed within the session.
+        """
+        if os.getsid(pid) != self._roots[session]:
+            raise ProcessLookupError(f"process {pid} is not of this session")
+        if number == signal.SIGKILL and os.getpgid(pid) == pid:
+            os.killpg(pid, number)
+        else:
+            os.kill(pid, number)
+
+    def _end(self, session: str) -> int:
+        """Kill everything below a session's root and then the root; how many were still there at the end."""
+        top = self._roots.pop(session, 0)
+        if not top:
+            return 0
+        spare = frozenset(self._roots.values())
+        found: list[int] = []
+        for _ in range(END_ROUNDS):
+            found = process.descendants(top, spare)
+            if not found:
+                break
+            for number in (signal.SIGSTOP, signal.SIGKILL):
+                for pid in found:
+                    with contextlib.suppress(OSError):
+                        os.kill(pid, number)
+            time.sleep(0.001)  # for the root to reap them
+        with contextlib.suppress(OSError):
+            os.kill(top, signal.SIGKILL)
+        with contextlib.suppress(OSError):
+            os.waitpid(top, 0)
+        return len(found)
+
+
+def _reap(*_: object) -> None:
+    with contextlib.suppress(OSError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
+def _limit(memory: int) -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if memory:
+        resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+
+
+def main() -> NoReturn:
+    """Started by the agent as `python -m rlm_agent.supervisor FD`, with nothing else inherited."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    process.adopt_orphans()
+    link = socket.socket(fileno=int(sys.argv[1]))
+    link.set_inheritable(False)
+    Supervisor(Link(link)).run()
+
+
+if __name__ == "__main__":
+    main()

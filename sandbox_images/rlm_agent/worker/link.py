@@ -1,0 +1,108 @@
+"""The worker's end of a framed socket: blocking, and sure that the fd is still its own."""
+
+import array
+import os
+import socket
+from collections.abc import Sequence
+from typing import NoReturn
+
+from rlm_agent.frames import PACKET_BYTES, PREFIX, Frame, PacketBuffer, packets, parse, parse_prefix
+
+EXIT_CLOSED = 90
+"""Exit code of a worker whose agent is gone."""
+EXIT_LINK = 91
+"""Exit code of a worker whose cell closed or replaced the link to the agent."""
+
+
+class LinkClosed(Exception):
+    """The other end is gone."""
+
+
+class Link:
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._inode = os.fstat(sock.fileno()).st_ino
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def intact(self) -> bool:
+        """False when a cell closed the fd, or closed it and opened something else under its number."""
+        try:
+            return os.fstat(self._socket.fileno()).st_ino == self._inode
+        except OSError:
+            return False
+
+    def send(self, frame: Frame) -> None:
+        self._socket.sendall(frame.encode())
+
+    def send_with_fds(self, frame: Frame, fds: Sequence[int]) -> None:
+        data = frame.encode()
+        sent = socket.send_fds(self._socket, [data], list(fds))
+        self._socket.sendall(data[sent:])
+
+    def receive(self) -> tuple[Frame, list[int]]:
+        """The next frame, and the fds that came with it.
+
+        Raises:
+            LinkClosed: end of stream.
+            FrameError: not a frame.
+        """
+        prefix, fds = self._first_bytes(PREFIX.size)
+        kind, header_size, body_size = parse_prefix(prefix)
+        header = self._exactly(header_size)
+        return parse(kind, header, self._exactly(body_size)), fds
+
+    def _first_bytes(self, size: int) -> tuple[bytes, list[int]]:
+        """Ancillary data arrives with the first byte of a frame, so only that read looks for it."""
+        data, fds = _receive_with_fds(self._socket, size)
+        return data + self._exactly(size - len(data)), fds
+
+    def _exactly(self, size: int) -> bytes:
+        if size == 0:
+            return b""
+        data = bytearray(size)
+        view, read = memoryview(data), 0
+        while read < size:
+            count = self._socket.recv_into(view[read:])
+            if count == 0:
+                raise LinkClosed
+            read += count
+        return bytes(data)
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class PacketLink(Link):
+    """A worker's link to its agent, which stays in step when a worker is killed in the middle of a frame."""
+
+    def send(self, frame: Frame) -> None:
+        for packet in packets(frame.encode()):
+            self._socket.sendall(packet)
+
+    def receive(self) -> tuple[Frame, list[int]]:
+        buffer, fds = PacketBuffer(), []
+        while True:
+            packet, received = _receive_with_fds(self._socket, PACKET_BYTES + 1)
+            fds += received
+            frame = buffer.feed(packet)
+            if frame is not None:
+                return frame, fds
+
+
+def _receive_with_fds(sock: socket.socket, size: int) -> tuple[bytes, list[int]]:
+    """Raises LinkClosed at the end of the stream."""
+    fds = array.array("i")
+    data, ancillary, _, _ = sock.recvmsg(size, socket.CMSG_SPACE(4 * fds.itemsize))
+    if not data:
+        raise LinkClosed
+    for level, kind, payload in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
+    return data, list(fds)
+
+
+def leave(code: int) -> NoReturn:
+    """End this process without running anything that a cell registered to run at exit."""
+    os._exit(code)

@@ -1,0 +1,111 @@
+"""The names that the REPL gives to a cell, restored after it when a cell took one for itself."""
+
+from typing import Any
+
+from rlm_agent import limits
+from rlm_agent.worker import variables
+from rlm_agent.worker.query import Queries
+
+QUERY_NAMES = ("llm_query", "llm_query_batched", "rlm_query", "rlm_query_batched")
+NO_VALUE = object()
+
+
+class Names:
+    def __init__(self, namespace: dict[str, Any], queries: Queries) -> None:
+        self._namespace = namespace
+        self._answer: dict[str, Any] = {"content": "", "ready": False}
+        self._values: dict[str, Any] = {name: getattr(queries, name) for name in QUERY_NAMES}
+        self._values |= {
+            "history": [],
+            "answer": self._answer,
+            "FINAL": self.FINAL,
+            "FINAL_VAR": self.FINAL_VAR,
+            "SHOW_VARS": self.SHOW_VARS,
+        }
+        namespace.update(self._values)
+
+    @property
+    def reserved(self) -> set[str]:
+        return set(self._values)
+
+    def FINAL(self, value: Any) -> None:
+        """Give the final answer."""
+        self._answer.update(content=value, ready=True)
+
+    def FINAL_VAR(self, name_or_value: Any) -> None:
+        """Give the final answer as the value of a variable, by its name, or as a value itself.
+
+        Raises:
+            NameError: a name that no variable has; never an answer by itself.
+        """
+        value = name_or_value
+        if isinstance(value, str) and value.strip().isidentifier():
+            value = self._namespace.get(value.strip(), NO_VALUE)
+            if value is NO_VALUE:
+                raise NameError(
+                    f"FINAL_VAR: there is no variable {name_or_value!r}; assign it first, "
+                    f"or use FINAL(...) to give a text. {self.SHOW_VARS()}"
+                )
+        self.FINAL(value)
+
+    def SHOW_VARS(self) -> str:
+        """Name and type of every variable made so far."""
+        found = variables.visible(self._namespace, self.reserved)
+        if not found:
+            return "No variables yet."
+        return "Variables: " + ", ".join(f"{k} ({variables.type_name(v)})" for k, v in found.items())
+
+    def add_context(self, index: int, value: Any) -> None:
+        """Bind `context_<index>`, and `context` to it when it is the latest."""
+        self.bind(f"context_{index}", value)
+        self.bind("context", value)
+
+    def begin_child(self, prompt: str) -> None:
+        """For a session forked in the middle of a call: the prompt is its context, the answer is open."""
+        parent_context = self._values.get("context")
+        for name in [name for name in self._values if name.startswith("context_")]:
+            del self._values[name], self._namespace[name]
+        self.bind("parent_context", parent_context)
+        self.add_context(0, prompt)
+        self._answer.clear()
+        self._answer.update(content="", ready=False)
+
+    def bind(self, name: str, value: Any) -> None:
+        self._values[name] = self._namespace[name] = value
+
+    def restore(self) -> list[str]:
+        """Put every name back; a value that a cell gave to one is kept under `<name>_`.
+
+        Returns remarks for the model.
+        """
+        self._accept_rebound_answer()
+        notices: list[str] = []
+        for name, value in self._values.items():
+            found = self._namespace.get(name, NO_VALUE)
+            if found is value:
+                continue
+            self._namespace[name] = value
+            if found is not NO_VALUE:
+                self._namespace[f"{name}_"] = found
+                notices.append(f"`{name}` belongs to the REPL and was restored; your value is in `{name}_`.")
+        return notices
+
+    def _accept_rebound_answer(self) -> None:
+        """`answer = {"content": …, "ready": True}` means what it says."""
+        found = self._namespace.get("answer")
+        if isinstance(found, dict) and found is not self._answer and {"content", "ready"} & found.keys():
+            self._answer.update(found)
+            self._namespace["answer"] = self._answer
+
+    def final_answer(self) -> tuple[bool, str]:
+        """Whether `answer` is ready, and its content as text.
+
+        Raises:
+            ValueError: the content is too long to be sent; it stays, but is no longer ready.
+        """
+        content = self._answer.get("content", "")
+        text = content if type(content) is str else str(content)
+        if len(text) > limits.MAX_ANSWER // 4 and len(text.encode("utf-8", "surrogatepass")) > limits.MAX_ANSWER:
+            self._answer["ready"] = False
+            raise ValueError(f"the answer has {len(text):,} characters; at most {limits.MAX_ANSWER:,} bytes")
+        return bool(self._answer.get("ready")), text

@@ -1,0 +1,53 @@
+"""Linux calls that the standard library does not wrap. Each degrades to nothing where it is missing."""
+
+import contextlib
+import ctypes
+import signal
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _prctl(option: int, value: int) -> bool:
+    prctl = getattr(_libc, "prctl", None)
+    return prctl is not None and prctl(option, value, 0, 0, 0) == 0
+
+
+def die_with_parent() -> bool:
+    """SIGKILL this process when the thread that made it ends."""
+    return _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def adopt_orphans() -> bool:
+    """Become the parent of every descendant whose own parent dies, so that it can be reaped and ended."""
+    return _prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def prefer_as_oom_victim(score: int) -> None:
+    """Let the kernel kill a running cell (1000) rather than its checkpoint (0)."""
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "wb", buffering=0) as file:
+        file.write(b"%d" % score)
+
+
+def children(pid: int) -> list[int]:
+    """Children of every thread of pid; empty when it is gone or /proc can't tell."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(OSError):
+                found += [int(child) for child in (task / "children").read_text().split()]
+    return found
+
+
+def descendants(pid: int, spare: frozenset[int] = frozenset()) -> list[int]:
+    """All below pid, without the trees of the spared."""
+    found: list[int] = []
+    queue = [pid]
+    while queue:
+        for child in children(queue.pop()):
+            if child not in spare:
+                found.append(child)
+                queue.append(child)
+    return found

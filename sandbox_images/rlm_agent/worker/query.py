@@ -1,0 +1,167 @@
+"""`llm_query` and its kin: calls out of a cell, over the session's socket to the agent.
+
+A connection per thread and process instead of one shared: no reader thread (which would forbid the
+checkpoint), nothing to demultiplex, and right across forks.
+"""
+
+import os
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rlm_agent import limits
+from rlm_agent.frames import Frame, FrameError, Kind
+from rlm_agent.worker.link import Link, LinkClosed
+
+SOCKET_VARIABLE = "RLM_SESSION_SOCKET"
+MAX_BATCH = 10_000
+WINDOW = 256
+"""Calls of one batch on their way at once; the host's own limit is usually lower."""
+
+ForkHere = Callable[[Frame, list[int]], Frame]
+
+
+class LMReply(str):
+    """A sub-LM's answer: a str that also says whether it is one.
+
+    A failure reads "Error: …" for code that only prints it; `ok` and `error` are for code that checks.
+    """
+
+    ok: bool
+    error: str | None
+    model: str
+    usage: dict[str, Any]
+
+    @classmethod
+    def answer(cls, text: str, model: str, usage: dict[str, Any]) -> "LMReply":
+        reply = cls(text)
+        reply.ok, reply.error, reply.model, reply.usage = True, None, model, usage
+        return reply
+
+    @classmethod
+    def failure(cls, error: str) -> "LMReply":
+        reply = cls(f"Error: {error}")
+        reply.ok, reply.error, reply.model, reply.usage = False, error, "", {}
+        return reply
+
+
+class Queries:
+    """The calls of one session. Works from any thread and from any process that a cell forks."""
+
+    def __init__(self, fork_here: ForkHere | None = None) -> None:
+        self._local = threading.local()
+        self._fork_here = fork_here
+
+    def llm_query(self, prompt: str, model: str | None = None) -> LMReply:
+        """Ask a sub-LM. Never raises for a failed call: see `LMReply.ok`."""
+        return self._ask("llm", [prompt], model)[0]
+
+    def llm_query_batched(self, prompts: Sequence[str], model: str | None = None) -> list[LMReply]:
+        """Ask many at once; answers in the order of the prompts, a failure fills its own slot."""
+        return self._ask("llm", prompts, model)
+
+    def rlm_query(self, prompt: str, model: str | None = None) -> LMReply:
+        """Ask a recursive LM with a REPL of its own; a plain llm_query where recursion has ended."""
+        return self._ask("rlm", [prompt], model)[0]
+
+    def rlm_query_batched(self, prompts: Sequence[str], model: str | None = None) -> list[LMReply]:
+        """Ask many recursive LMs at once."""
+        return self._ask("rlm", prompts, model)
+
+    def _ask(self, kind: str, prompts: Sequence[str], model: str | None) -> list[LMReply]:
+        bodies = _checked(prompts, model)
+        try:
+            return _Exchange(self._connection(), kind, model, self._fork_here).run(bodies)
+        except (OSError, LinkClosed, FrameError) as error:
+            self._disconnect()
+            return [LMReply.failure(f"the call did not reach the host: {error!r}")] * len(bodies)
+        except BaseException:
+            # Interrupted with answers still on their way: a fresh connection makes the agent cancel them.
+            self._disconnect()
+            raise
+
+    def _connection(self) -> Link:
+        link: Link | None = getattr(self._local, "link", None)
+        if link is None or self._local.pid != os.getpid() or not link.intact():
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            sock.connect(os.environ[SOCKET_VARIABLE])
+            self._local.pid, self._local.link = os.getpid(), Link(sock)
+        return self._local.link  # type: ignore[no-any-return]
+
+    def forget(self) -> None:
+        """Drop a connection that belongs to the session this process was forked from."""
+        self._disconnect()
+
+    def _disconnect(self) -> None:
+        link: Link | None = getattr(self._local, "link", None)
+        self._local.link = None
+        if link is not None and link.intact():
+            link.close()
+
+
+class _Exchange:
+    """Sends prompts and collects answers, at most WINDOW of them open."""
+
+    def __init__(self, link: Link, kind: str, model: str | None, fork_here: ForkHere | None) -> None:
+        self._link = link
+        self._header = {"kind": kind, "model": model or ""}
+        self._fork_here = fork_here
+
+    def run(self, bodies: list[bytes | LMReply]) -> list[LMReply]:
+        replies: dict[int, LMReply] = {}
+        open_calls = 0
+        for index, body in enumerate(bodies):
+            if isinstance(body, LMReply):
+                replies[index] = body
+                continue
+            if open_calls == WINDOW:
+                self._collect_one(replies)
+                open_calls -= 1
+            self._link.send(Frame(Kind.CALL, {**self._header, "id": index}, body))
+            open_calls += 1
+        while open_calls:
+            self._collect_one(replies)
+            open_calls -= 1
+        return [replies[index] for index in range(len(bodies))]
+
+    def _collect_one(self, replies: dict[int, LMReply]) -> None:
+        while True:
+            frame, fds = self._link.receive()
+            if frame.kind is not Kind.FORK:
+                break
+            if self._fork_here is None:
+                self._link.send(Frame(Kind.FORKED, {"error": "this process can't fork its session"}))
+            else:
+                self._link.send(self._fork_here(frame, fds))
+            for fd in fds:
+                os.close(fd)
+        header = frame.header
+        if header.get("error") is None:
+            text = frame.body.decode("utf-8", "surrogatepass")
+            reply = LMReply.answer(text, str(header.get("model", "")), dict(header.get("usage") or {}))
+        else:
+            reply = LMReply.failure(str(header["error"]))
+        replies[int(header["id"])] = reply
+
+
+def _checked(prompts: Sequence[str], model: str | None) -> list[bytes | LMReply]:
+    if isinstance(prompts, str):
+        raise TypeError("prompts must be a list of str; for one prompt use llm_query or rlm_query")
+    if model is not None and not isinstance(model, str):
+        raise TypeError(f"model must be a str or None, not {type(model).__name__}")
+    if len(prompts) > MAX_BATCH:
+        raise ValueError(f"{len(prompts):,} prompts in one batch; at most {MAX_BATCH:,}: split the list")
+    return [_checked_prompt(prompt) for prompt in prompts]
+
+
+def _checked_prompt(prompt: str) -> bytes | LMReply:
+    if not isinstance(prompt, str):
+        raise TypeError(f"a prompt must be a str, not {type(prompt).__name__}")
+    body = prompt.encode("utf-8", "surrogatepass")
+    if len(body) > limits.MAX_PROMPT:
+        return LMReply.failure(
+            f"the prompt has {len(prompt):,} characters ({len(body):,} bytes); "
+            f"at most {limits.MAX_PROMPT:,} bytes: split it into smaller chunks"
+        )
+    return body

@@ -1,0 +1,47 @@
+"""The first process of a session: the parent of all its orphans, so that none is lost and none stays.
+
+It runs no cell. It reaps, and it goes when its last child has gone.
+"""
+
+import os
+import signal
+import socket
+from collections.abc import Callable
+from typing import NoReturn
+
+from rlm_agent.worker import process
+from rlm_agent.worker.link import EXIT_LINK, PacketLink, leave
+
+
+def enter(fds: list[int], cwd: str) -> PacketLink:
+    """Make this process the root of a session, from its link, stdout and stderr, in this order."""
+    os.setsid()
+    process.adopt_orphans()
+    control, out, err = fds
+    os.dup2(out, 1)
+    os.dup2(err, 2)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    for fd in (null, out, err):
+        os.close(fd)
+    os.chdir(cwd)
+    os.set_inheritable(control, False)
+    return PacketLink(socket.socket(fileno=control))
+
+
+def run(link: PacketLink, serve: Callable[[], NoReturn]) -> NoReturn:
+    """Fork the chain and reap until nobody is left."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if os.fork() == 0:
+        try:
+            serve()
+        finally:
+            leave(EXIT_LINK)
+    link.close()
+    for fd in (1, 2):
+        os.close(fd)
+    while True:
+        try:
+            os.wait()
+        except ChildProcessError:
+            leave(0)
