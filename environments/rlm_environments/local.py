@@ -1,0 +1,150 @@
+"""`environment="local"`: the agent as a child process of the host, with your own interpreter and libraries.
+
+A process of its own but **no security boundary**: a cell runs as you, with your files and your network.
+It is for trusted texts and models, for tests, and for machines without an engine. What it does hold: the
+cell's environment is emptied (no key is in it), it has a working folder of its own, memory can be limited
+per process, and everything it started ends with it.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from typing import ClassVar
+
+from rlm_core import limits
+from rlm_core.environment import Capabilities, Environment, Sandbox, track, untrack
+from rlm_core.errors import SandboxLost
+from rlm_core.text import one_line, printable
+from rlm_core.transport.unix import unix_channel
+
+LOG_BYTES = 8 << 10
+"""Kept from the end of the agent's stderr, to say why it ended."""
+
+
+class LocalEnvironment(Environment):
+    name: ClassVar[str] = "local"
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        isolated=False,
+        enforces=frozenset({"memory", "cell_timeout", "interrupt_grace", "output_bytes", "env"}),
+        summary="a process of its own with your libraries; no security boundary",
+    )
+
+    async def start(self) -> "LocalSandbox":
+        folder = Path(tempfile.mkdtemp(prefix="rlm-"))  # 0700
+        sandbox: LocalSandbox | None = None
+        try:
+            for name in ("sessions", "shared", "home"):
+                (folder / name).mkdir()
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-I",
+                "-m",
+                "rlm_agent",
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                cwd=folder,
+                env=_environment(folder / "home"),
+            )
+            sandbox = LocalSandbox(folder, process)
+            track(sandbox)
+            async with asyncio.timeout(limits.START_SECONDS):
+                await sandbox.wait_until_it_serves()
+            return sandbox
+        except BaseException as error:
+            if sandbox is not None:
+                epitaph = await asyncio.shield(sandbox.fail_to_start())
+            else:
+                epitaph = str(error)
+                shutil.rmtree(folder, ignore_errors=True)
+            if isinstance(error, (OSError, TimeoutError, SandboxLost)):
+                raise SandboxLost(f"the local agent did not start: {epitaph or error}") from None
+            raise
+
+
+class LocalSandbox(Sandbox):
+    def __init__(self, folder: Path, process: asyncio.subprocess.Process) -> None:
+        self.id = folder.name
+        self.token = secrets.token_urlsafe(32)
+        self.channel = unix_channel(folder / "agent.sock")
+        self.shared_folder = folder / "shared"
+        self._folder = folder
+        self._process = process
+        self._log = bytearray()
+        self._log_reader = asyncio.create_task(self._read_log())
+
+    @property
+    def pid(self) -> int:
+        """Of the agent."""
+        return self._process.pid
+
+    async def wait_until_it_serves(self) -> None:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        config = {
+            "token": self.token,
+            "folder": str(self._folder),
+            "shared": str(self.shared_folder),
+            "parent": os.getpid(),
+        }
+        self._process.stdin.write(json.dumps(config).encode() + b"\n")
+        await self._process.stdin.drain()
+        if not await self._process.stdout.readline():
+            raise SandboxLost("the agent ended at once")
+
+    async def stop(self) -> None:
+        untrack(self)
+        await self.channel.close()
+        if self._process.stdin is not None:
+            self._process.stdin.close()  # the agent ends its sessions, removes its folder and goes
+        try:
+            async with asyncio.timeout(limits.CLOSE_SECONDS):
+                await self._process.wait()
+        except TimeoutError:
+            self.kill()
+            await self._process.wait()
+        await asyncio.wait([self._log_reader], timeout=1)
+        self._log_reader.cancel()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def kill(self) -> None:
+        """SIGTERM: the agent's supervisor ends all of its processes and then itself."""
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process.pid, signal.SIGTERM)
+
+    async def fail_to_start(self) -> str:
+        """Clean up, and say why it did not come up."""
+        await asyncio.wait([self._log_reader], timeout=1)
+        epitaph = await self.epitaph()
+        await self.stop()
+        return epitaph
+
+    async def epitaph(self) -> str:
+        if self._process.returncode is None:
+            return ""
+        last = printable(self._log.decode("utf-8", "replace")).strip().splitlines()[-1:]
+        why = f": {one_line(last[0], 300)}" if last else ""
+        return f"the local agent has ended with code {self._process.returncode}{why}"
+
+    async def _read_log(self) -> None:
+        assert self._process.stderr is not None
+        while data := await self._process.stderr.read(LOG_BYTES):
+            self._log = (self._log + data)[-LOG_BYTES:]
+
+
+def _environment(home: Path) -> dict[str, str]:
+    """All that the agent inherits: an allow-list, so that no key of yours is in it by accident."""
+    env = {
+        "PATH": os.environ.get("PATH", os.defpath),
+        "HOME": str(home),
+        "LANG": os.environ.get("LANG", "C.UTF-8"),
+        "GRPC_VERBOSITY": "ERROR",
+    }
+    return env

@@ -1,0 +1,34 @@
+"""A call and what comes of it."""
+
+from dataclasses import dataclass
+
+from rlm_core.types import TokenUsage
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call out of a cell. Session, cell and depth are the host's own knowledge, never the sandbox's word."""
+
+    id: str
+    session_id: str
+    cell_id: str
+    kind: str
+    """llm or rlm."""
+    prompt: str
+    model: str | None
+    depth: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    text: str
+    model: str
+    usage: TokenUsage
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """`code` is a name of the wire's CallErrorCode without its prefix."""
+
+    code: str
+    message: str

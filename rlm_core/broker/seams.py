@@ -1,0 +1,87 @@
+"""Where policy, budget and journal join the broker; what is here is the least that each can be."""
+
+from collections import Counter, defaultdict
+from typing import Protocol
+
+from rlm_core.broker.call import Answer, Call
+from rlm_core.errors import CallFailed
+
+
+class Policy(Protocol):
+    def check(self, call: Call) -> None:
+        """Raise CallFailed for a call that must not be made."""
+
+
+class Budget(Protocol):
+    def reserve(self, call: Call) -> object:
+        """Set the worst case of a call aside, before it is sent. Raise CallFailed when it is not there."""
+
+    def settle(self, reservation: object, answer: Answer | None) -> None:
+        """Take what the call really cost, nothing for None, and give the rest back."""
+
+
+class Journal(Protocol):
+    def recorded(self, call: Call) -> Answer | None:
+        """An answer that was paid for already and that this call may take; it is given once."""
+
+    def begin(self, call: Call) -> None:
+        """Write the intent down, before the call is sent."""
+
+    def end(self, call: Call, answer: Answer) -> None:
+        """Write the answer down, before the cell gets it."""
+
+    def cell_ended(self, session_id: str, cell_id: str, *, rolled_back: bool) -> None:
+        """After a rollback, what the cell had bought is there again for the same questions."""
+
+
+class KnownKinds:
+    """Policy: llm calls, and rlm calls which at the last depth are llm calls."""
+
+    def check(self, call: Call) -> None:
+        if call.kind not in ("llm", "rlm"):
+            raise CallFailed("INVALID", f"unknown kind of call {call.kind!r}")
+
+
+class Unlimited:
+    """Budget: counts calls and refuses none."""
+
+    def __init__(self) -> None:
+        self.calls: Counter[str] = Counter()
+
+    def reserve(self, call: Call) -> object:
+        self.calls[call.kind] += 1
+        return None
+
+    def settle(self, reservation: object, answer: Answer | None) -> None:
+        return None
+
+
+Question = tuple[str, str | None, str]
+
+
+class MemoryJournal:
+    """Journal: for the life of a run, in memory. What a rolled-back cell bought is not bought again."""
+
+    def __init__(self) -> None:
+        self._by_cell: defaultdict[tuple[str, str], list[tuple[Question, Answer]]] = defaultdict(list)
+        self._free: defaultdict[Question, list[Answer]] = defaultdict(list)
+
+    def recorded(self, call: Call) -> Answer | None:
+        answers = self._free.get(_question(call))
+        return answers.pop(0) if answers else None
+
+    def begin(self, call: Call) -> None:
+        return None
+
+    def end(self, call: Call, answer: Answer) -> None:
+        self._by_cell[call.session_id, call.cell_id].append((_question(call), answer))
+
+    def cell_ended(self, session_id: str, cell_id: str, *, rolled_back: bool) -> None:
+        bought = self._by_cell.pop((session_id, cell_id), [])
+        if rolled_back:
+            for question, answer in bought:
+                self._free[question].append(answer)
+
+
+def _question(call: Call) -> Question:
+    return call.kind, call.model, call.prompt

@@ -1,0 +1,53 @@
+"""What an LM client is: messages in, one text and its usage out."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rlm_core.types import TokenUsage
+
+Message = Mapping[str, str]
+DEFAULT_CONTEXT_WINDOW = 128_000
+
+
+@dataclass(frozen=True, slots=True)
+class LMRequest:
+    """`messages` are {"role", "content"}; `model` overrides the client's own."""
+
+    messages: tuple[Message, ...]
+    model: str | None = None
+
+    @classmethod
+    def of_prompt(cls, prompt: str, model: str | None = None) -> "LMRequest":
+        return cls(({"role": "user", "content": prompt},), model)
+
+
+@dataclass(frozen=True, slots=True)
+class LMResponse:
+    text: str
+    """Empty when the provider gave none."""
+    model: str
+    usage: TokenUsage = TokenUsage()
+    finish_reason: str = ""
+
+
+class LMClient(ABC):
+    """One model of one provider. Used from the library's event loop only."""
+
+    model_name: str
+    context_window: int = DEFAULT_CONTEXT_WINDOW
+    """Tokens that a prompt may have."""
+
+    @abstractmethod
+    async def complete(self, request: LMRequest) -> LMResponse:
+        """Ask once; retries are the client's own. Cancelling it ends the request on the wire.
+
+        Raises:
+            ProviderError: one of its kinds, with one clear line.
+        """
+
+    async def aclose(self) -> None:
+        """Close connections."""
+
+    def check_finished(self) -> None:
+        """Raise when the client was to be used differently than it was; see ScriptedClient."""

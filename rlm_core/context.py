@@ -1,0 +1,136 @@
+"""The user's context: what may be one, its exact bytes, and a first look at it for the prompt.
+
+A `str` travels as UTF-8 with "surrogatepass", `bytes` as they are, anything else as JSON in which the
+types that JSON has not got are tagged. The sandbox's half is `rlm_agent/worker/context.py`.
+"""
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlm_core.errors import ConfigError
+
+TAG = "__rlm__"
+HEAD_CHARS = 600
+TAIL_CHARS = 300
+LISTED_ITEMS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    kind: str
+    """text, bytes or json."""
+    data: bytes
+
+
+def encode(value: Any) -> Encoded:
+    """The exact bytes of a context.
+
+    Raises:
+        ConfigError: a type that can't be sent; names it and where it is.
+    """
+    if isinstance(value, str):
+        return Encoded("text", value.encode("utf-8", "surrogatepass"))
+    if isinstance(value, bytes):
+        return Encoded("bytes", value)
+    text = json.dumps(_tagged(value, "context"), ensure_ascii=False, separators=(",", ":"))
+    return Encoded("json", text.encode("utf-8", "surrogatepass"))
+
+
+def _tagged(value: Any, where: str) -> Any:
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    if isinstance(value, dict):
+        if all(type(key) is str for key in value) and TAG not in value:
+            return {key: _tagged(item, f"{where}[{key!r}]") for key, item in value.items()}
+        pairs = [
+            [_tagged_key(key, where), _tagged(item, f"{where}[{key!r}]")] for key, item in value.items()
+        ]
+        return {TAG: ["dict", pairs]}
+    if isinstance(value, list):
+        return [_tagged(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    if isinstance(value, tuple):
+        return {TAG: ["tuple", [_tagged(item, f"{where}[{index}]") for index, item in enumerate(value)]]}
+    if isinstance(value, bytes):
+        return {TAG: ["bytes", base64.b64encode(value).decode()]}
+    raise ConfigError(
+        f"{where} is a {type(value).__name__}; a context is made of str, bytes, int, float, bool, None, "
+        "list, tuple and dict: convert it first"
+    )
+
+
+def _tagged_key(key: Any, where: str) -> Any:
+    if key is None or type(key) in (str, int, float, bool):
+        return key
+    raise ConfigError(f"{where} has a key of type {type(key).__name__}; keys are str, int, float, bool or None")
+
+
+def read_path(path: Path) -> str | bytes | dict[str, str | bytes]:
+    """A file as text (as bytes when it is not UTF-8); a folder as a dict from relative path to file.
+
+    Raises:
+        ConfigError: it does not exist or can't be read.
+    """
+    try:
+        if path.is_dir():
+            files = sorted(file for file in path.rglob("*") if file.is_file())
+            return {file.relative_to(path).as_posix(): _read_file(file) for file in files}
+        return _read_file(path)
+    except OSError as error:
+        raise ConfigError(f"can't read the context {str(path)!r}: {error.strerror or error}") from None
+
+
+def _read_file(path: Path) -> str | bytes:
+    data = path.read_bytes()
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        return data
+
+
+def describe(value: Any) -> str:
+    """Type, size, head and tail: what the root LM sees before it writes any code."""
+    if isinstance(value, (str, bytes)):
+        unit = "characters" if isinstance(value, str) else "bytes"
+        facts = f"`context` is a {type(value).__name__} of {len(value):,} {unit}."
+        return f"{facts}\n{_ends(value)}"
+    if isinstance(value, Mapping):
+        facts = f"`context` is a dict with {len(value):,} keys."
+        items: Sequence[tuple[Any, Any]] = [item for item, _ in zip(value.items(), range(LISTED_ITEMS), strict=False)]
+    elif isinstance(value, Sequence):
+        facts = f"`context` is a {type(value).__name__} of {len(value):,} items."
+        items = list(enumerate(value[:LISTED_ITEMS]))
+    else:
+        return f"`context` is a {type(value).__name__}: {value!r}"
+    lines = [f"context[{key!r}]: {_summary(item)}" for key, item in items]
+    if len(value) > LISTED_ITEMS:
+        lines.append(f"… and {len(value) - LISTED_ITEMS:,} more")
+    return "\n".join([facts, *lines])
+
+
+def _ends(value: str | bytes) -> str:
+    if len(value) <= HEAD_CHARS + TAIL_CHARS:
+        return f"All of it:\n{_fenced(value)}"
+    return (
+        f"Its first {HEAD_CHARS}:\n{_fenced(value[:HEAD_CHARS])}\n"
+        f"Its last {TAIL_CHARS}:\n{_fenced(value[-TAIL_CHARS:])}"
+    )
+
+
+def _fenced(value: str | bytes) -> str:
+    text = value.encode("utf-8", "replace").decode() if isinstance(value, str) else repr(value)
+    longest = max((len(run) for run in text.replace("\n", " ").split() if set(run) == {"`"}), default=2)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}text\n{text}\n{fence}"
+
+
+def _summary(value: Any) -> str:
+    if isinstance(value, (str, bytes)):
+        start = repr(value[:80])
+        return f"{type(value).__name__} of {len(value):,}, starts {start}" if len(value) > 80 else start
+    if isinstance(value, (dict, list, tuple)):
+        return f"{type(value).__name__} with {len(value):,} items, {repr(value)[:120]}"
+    return repr(value)[:120]

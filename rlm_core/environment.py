@@ -1,0 +1,153 @@
+"""What an environment is: a place where an agent can run, and the policy it holds there.
+
+Environments are found through the entry-point group `rlm.environments`; this package imports none.
+"""
+
+import atexit
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import grpc.aio
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError
+
+from rlm_core.errors import ConfigError, MissingExtra, PolicyNotEnforceable
+
+GROUP = "rlm.environments"
+
+
+class SandboxSpec(BaseModel):
+    """The policy of a sandbox, the same for every environment. None is the environment's default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    network: Literal["none", "full"] | None = None
+    cpus: float | None = Field(default=None, gt=0)
+    memory: ByteSize | None = Field(default=None, gt=0)
+    """Bytes, or text such as "2GiB"; per process in a local environment."""
+    pids: int | None = Field(default=None, gt=0)
+    disk: ByteSize | None = Field(default=None, gt=0)
+    lifetime: float | None = Field(default=None, gt=0)
+    """Seconds."""
+    cell_timeout: float = Field(default=600.0, gt=0)
+    """Seconds that one cell may take, its queries included."""
+    interrupt_grace: float = Field(default=2.0, gt=0)
+    """Seconds between the interrupt and the kill of a cell whose time is up."""
+    output_bytes: ByteSize = Field(default=ByteSize(128 << 10), gt=0, le=2 << 20)
+    """Kept from the head of each of a cell's stdout and stderr, and as much from the tail."""
+    env: Mapping[str, str] = Field(default_factory=dict)
+    files: Mapping[str, Path] | None = None
+    image: str | None = None
+    packages: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What an environment can do. `enforces` names the fields of SandboxSpec that it holds."""
+
+    isolated: bool
+    """Whether it is a security boundary."""
+    enforces: frozenset[str]
+    summary: str
+
+
+class Sandbox(ABC):
+    """A running agent: how to reach it, and how to end it."""
+
+    id: str
+    token: str
+    """Bearer token that the agent asks for with every call."""
+    channel: grpc.aio.Channel
+    shared_folder: Path | None = None
+    """Where the host can leave a file for the agent to read; None streams instead."""
+
+    @abstractmethod
+    async def stop(self) -> None:
+        """End the sandbox and everything in it; safe to repeat, never raises for one that is gone."""
+
+    @abstractmethod
+    def kill(self) -> None:
+        """The same at once and from any thread, when the interpreter exits."""
+
+    @abstractmethod
+    async def epitaph(self) -> str:
+        """One line on why the agent has ended; empty while it runs."""
+
+
+class Environment(ABC):
+    """Starts sandboxes of one kind."""
+
+    name: ClassVar[str]
+    capabilities: ClassVar[Capabilities]
+
+    def __init__(self, spec: SandboxSpec) -> None:
+        """Raises PolicyNotEnforceable for a field that is set and that this environment can't hold."""
+        for field in sorted(spec.model_fields_set - self.capabilities.enforces):
+            if getattr(spec, field) != SandboxSpec.model_fields[field].get_default(call_default_factory=True):
+                raise PolicyNotEnforceable(
+                    f"environment {self.name!r} can't enforce {field}={getattr(spec, field)!r}; "
+                    f"it enforces: {', '.join(sorted(self.capabilities.enforces))}"
+                )
+        self.spec = spec
+
+    @abstractmethod
+    async def start(self) -> Sandbox:
+        """Start a sandbox with an agent that serves.
+
+        Raises:
+            SandboxLost: it did not come up, and why; nothing is left running.
+        """
+
+
+def known_environments() -> list[str]:
+    return sorted({point.name for point in entry_points(group=GROUP)})
+
+
+def make_environment(name: str, kwargs: Mapping[str, Any]) -> Environment:
+    """Find an environment by name and give it its policy.
+
+    Raises:
+        ConfigError: an unknown name or field, with what is known.
+        MissingExtra: its SDK is not installed.
+    """
+    point = next((point for point in entry_points(group=GROUP) if point.name == name), None)
+    if point is None:
+        raise ConfigError(f"unknown environment {name!r}; known: {', '.join(known_environments())}")
+    try:
+        kind: type[Environment] = point.load()
+    except ImportError:
+        raise MissingExtra(f"environment {name!r}", name) from None
+    return kind(parse_spec(kwargs))
+
+
+def parse_spec(kwargs: Mapping[str, Any]) -> SandboxSpec:
+    """Raises ConfigError that names each wrong field."""
+    try:
+        return SandboxSpec(**kwargs)
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        known = ", ".join(SandboxSpec.model_fields)
+        raise ConfigError(f"environment_kwargs: {wrong}; known: {known}") from None
+
+
+_running: set[Sandbox] = set()
+
+
+def track(sandbox: Sandbox) -> None:
+    """End this sandbox when the interpreter exits, if nobody has by then."""
+    _running.add(sandbox)
+
+
+def untrack(sandbox: Sandbox) -> None:
+    _running.discard(sandbox)
+
+
+@atexit.register
+def _end_all() -> None:
+    for sandbox in list(_running):
+        with contextlib.suppress(OSError):
+            sandbox.kill()

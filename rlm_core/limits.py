@@ -1,0 +1,18 @@
+"""Every limit on what the host accepts from a sandbox. Sizes are bytes unless the name says otherwise."""
+
+MAX_MESSAGE = 8 << 20
+"""One gRPC message, either way."""
+CHUNK = 1 << 20
+"""Of a streamed context."""
+MAX_OUTPUT = 8 << 20
+"""Streamed head of a cell's stdout or stderr; an agent that sends more is broken or hostile."""
+MAX_OPEN_CALLS = 4_096
+"""Calls of one session at work on the host; the agent holds back long before."""
+MAX_ID_CHARS = 256
+
+START_SECONDS = 60.0
+RECONNECT_SECONDS = 15.0
+CLOSE_SECONDS = 10.0
+
+MAX_REPLY = 5 << 20
+"""An LM's answer, on its way into a cell."""

@@ -1,0 +1,456 @@
+"""The host's end of one session: cells down, events and calls up, over one stream that can break."""
+
+import asyncio
+import codecs
+import contextlib
+import logging
+import os
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import grpc
+import grpc.aio
+from rlm_agent.rpc.v1 import agent_pb2 as pb
+from rlm_agent.rpc.v1.agent_pb2_grpc import AgentServiceStub
+
+from rlm_core import limits
+from rlm_core.broker.call import Answer, Call, Failure
+from rlm_core.cell import CellError, CellResult, Variable
+from rlm_core.context import Encoded, encode
+from rlm_core.environment import Sandbox, SandboxSpec
+from rlm_core.errors import ConfigError, SandboxLost, VersionMismatch
+from rlm_core.observer import Observer
+from rlm_core.text import printable
+from rlm_core.transport.errors import RECONNECTABLE, from_rpc_error
+
+log = logging.getLogger("rlm_core.session")
+
+TOKEN_KEY = "rlm-token"
+CallHandler = Callable[[Call], Awaitable[Answer | Failure]]
+Stream: TypeAlias = "grpc.aio.StreamStreamCall[pb.ConnectRequest, pb.ConnectResponse]"
+KINDS = {pb.CALL_KIND_LLM: "llm", pb.CALL_KIND_RLM: "rlm"}
+CONTEXT_KINDS = {
+    "text": pb.CONTEXT_KIND_TEXT,
+    "bytes": pb.CONTEXT_KIND_BYTES,
+    "json": pb.CONTEXT_KIND_JSON,
+}
+STATUSES = {
+    pb.CELL_STATUS_OK: "ok",
+    pb.CELL_STATUS_ERROR: "error",
+    pb.CELL_STATUS_INTERRUPTED: "interrupted",
+    pb.CELL_STATUS_TIMEOUT: "timeout",
+    pb.CELL_STATUS_ROLLED_BACK: "rolled_back",
+}
+
+
+class Session:
+    """Open it, run cells one after the other, close it. Use it as an async context manager."""
+
+    def __init__(
+        self,
+        sandbox: Sandbox,
+        spec: SandboxSpec,
+        handle_call: CallHandler,
+        *,
+        depth: int = 1,
+        observer: Observer | None = None,
+        session_id: str | None = None,
+    ) -> None:
+        self.id = session_id or secrets.token_hex(8)
+        self.agent_build = ""
+        self.python_version = ""
+        self._sandbox = sandbox
+        self._spec = spec
+        self._handle_call = handle_call
+        self._depth = depth
+        self._observer = observer or Observer()
+        self._stub: Any = AgentServiceStub(sandbox.channel)
+        self._metadata = ((TOKEN_KEY, sandbox.token),)
+        self._stream: Stream | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self._write_turn = asyncio.Lock()
+        self._cell: _RunningCell | None = None
+        self._calls: dict[str, asyncio.Task[None]] = {}
+        self._replies: dict[str, pb.CallReply] = {}
+        self._contexts = 0
+        self._cells = 0
+        self._lost: SandboxLost | None = None
+
+    async def __aenter__(self) -> "Session":
+        await self.open()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.aclose()
+
+    async def open(self) -> None:
+        """Open it in the agent and exchange versions.
+
+        Raises:
+            VersionMismatch: names both versions.
+            SandboxLost: the agent does not answer.
+        """
+        spec = self._spec
+        response = await self._ask(
+            self._stub.OpenSession,
+            pb.OpenSessionRequest(
+                protocol_version=pb.PROTOCOL_VERSION_CURRENT,
+                session_id=self.id,
+                limits=pb.SessionLimits(
+                    output_bytes=spec.output_bytes,
+                    interrupt_grace_ms=max(1, int(spec.interrupt_grace * 1000)),
+                    memory_bytes=spec.memory or 0,
+                ),
+                env=dict(spec.env),
+            ),
+        )
+        if response.protocol_version != pb.PROTOCOL_VERSION_CURRENT:
+            raise VersionMismatch(
+                f"this library speaks protocol {pb.PROTOCOL_VERSION_CURRENT}, the agent "
+                f"{printable(response.agent_build)} speaks {response.protocol_version}: update the older of the two"
+            )
+        self.agent_build = printable(response.agent_build)
+        self.python_version = printable(response.capabilities.python_version)
+        await self._connect()
+        self._reader = asyncio.create_task(self._read())
+
+    async def put_context(self, value: Any) -> int:
+        """Bind the next `context_<n>`, and `context` to it; returns n.
+
+        Raises:
+            ConfigError: a value that can't be sent, or that the worker can't load.
+        """
+        encoded = await asyncio.to_thread(encode, value)
+        index, self._contexts = self._contexts, self._contexts + 1
+        header = pb.ContextHeader(
+            session_id=self.id, index=index, kind=CONTEXT_KINDS[encoded.kind], size_bytes=len(encoded.data)
+        )
+        folder = self._sandbox.shared_folder
+        if folder is None:
+            await self._ask(self._stub.PutContext, _parts(header, encoded))
+            return index
+        path = folder / f"{self.id}_{index}"
+        try:
+            await asyncio.to_thread(_write_private, path, encoded.data)
+            header.shared_file = path.name
+            await self._ask(self._stub.PutContext, _parts(header, None))
+        finally:
+            path.unlink(missing_ok=True)
+        return index
+
+    async def execute(self, code: str, *, timeout: float | None = None) -> CellResult:
+        """Run a cell to its end. Cancelling this interrupts the cell.
+
+        Args:
+            timeout: seconds; the spec's `cell_timeout` by default.
+
+        Raises:
+            SandboxLost: the session is over.
+            ConfigError: the code is over the agent's limit.
+        """
+        if self._lost is not None:
+            raise self._lost
+        self._cells += 1
+        seconds = self._spec.cell_timeout if timeout is None else timeout
+        request = pb.ExecuteCell(
+            cell_id=f"c{self._cells}", code=code, timeout_ms=max(1, int(seconds * 1000))
+        )
+        cell = self._cell = _RunningCell(request, self._observer)
+        try:
+            await self._write(pb.ConnectRequest(execute=request))
+            return await cell.result
+        except asyncio.CancelledError:
+            with contextlib.suppress(SandboxLost, ConfigError):
+                await asyncio.shield(self.interrupt())
+            raise
+        finally:
+            self._cell = None
+            self._cancel_calls()
+            self._replies.clear()
+
+    async def interrupt(self) -> None:
+        """Interrupt the running cell; nothing when none runs."""
+        await self._ask(self._stub.InterruptCell, pb.InterruptCellRequest(session_id=self.id))
+
+    async def fork(self, *, call_id: str = "") -> "Session":
+        """A second session with a copy of this one's variables; of the middle of a cell with `call_id`."""
+        child = Session(self._sandbox, self._spec, self._handle_call, depth=self._depth + bool(call_id))
+        request = pb.ForkSessionRequest(session_id=self.id, new_session_id=child.id, call_id=call_id)
+        await self._ask(self._stub.ForkSession, request)
+        child._contexts = self._contexts
+        await child.open()
+        return child
+
+    async def variables(self) -> list[Variable]:
+        """Raises ConfigError while a cell runs."""
+        response = await self._ask(self._stub.ListVariables, pb.ListVariablesRequest(session_id=self.id))
+        return [
+            Variable(printable(each.name), printable(each.type), printable(each.repr))
+            for each in response.variables
+        ]
+
+    async def read_variable(self, name: str, max_bytes: int = 0) -> str:
+        """The text of a str, the repr of anything else, cut to max_bytes (0: the agent's limit)."""
+        request = pb.ReadVariableRequest(session_id=self.id, name=name, max_bytes=max_bytes)
+        response = await self._ask(self._stub.ReadVariable, request)
+        text: str = response.text.decode("utf-8", "replace")
+        return text
+
+    async def aclose(self) -> None:
+        """End the session in the agent; safe to repeat, quiet when the sandbox is gone."""
+        self._lose(SandboxLost("the session was closed"))
+        if self._reader is not None:
+            self._reader.cancel()
+            await asyncio.wait([self._reader])
+            self._reader = None
+        if self._stream is not None:
+            self._stream.cancel()
+            self._stream = None
+        with contextlib.suppress(SandboxLost, ConfigError, VersionMismatch):
+            await self._ask(
+                self._stub.CloseSession, pb.CloseSessionRequest(session_id=self.id), timeout=limits.CLOSE_SECONDS
+            )
+
+    # -- the stream
+
+    async def _connect(self) -> None:
+        self._stream = self._stub.Connect(metadata=self._metadata)
+        await self._write(pb.ConnectRequest(attach=pb.Attach(session_id=self.id)))
+
+    async def _read(self) -> None:
+        """Take what comes up, across broken connections, until the session is lost."""
+        while True:
+            try:
+                while True:
+                    assert self._stream is not None
+                    message = await self._stream.read()
+                    if message is grpc.aio.EOF:
+                        raise await _end_of(self._stream)
+                    self._take(message)
+            except grpc.aio.AioRpcError as error:
+                if error.code() not in RECONNECTABLE or not await self._reconnect():
+                    return self._lose(await self._why(error))
+            except (SandboxLost, ConfigError) as error:
+                return self._lose(error if isinstance(error, SandboxLost) else SandboxLost(str(error)))
+
+    async def _reconnect(self) -> bool:
+        """Dial again until the deadline; then take up the running cell where its events ended."""
+        log.warning("the connection to sandbox %s broke; connecting again", self._sandbox.id)
+        delay = 0.02
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limits.RECONNECT_SECONDS):
+                while not await self._sandbox.epitaph():
+                    try:
+                        await self._stub.Health(pb.HealthRequest(), metadata=self._metadata)
+                        await self._connect()
+                        if self._cell is not None:
+                            await self._write(pb.ConnectRequest(execute=self._cell.continuation()))
+                        return True
+                    except (grpc.aio.AioRpcError, SandboxLost):
+                        await asyncio.sleep(delay)
+                        delay = min(delay * 2, 1.0)
+        return False
+
+    async def _write(self, message: pb.ConnectRequest) -> None:
+        async with self._write_turn:
+            if self._stream is None:
+                raise self._lost or SandboxLost("the session is not open")
+            try:
+                await self._stream.write(message)
+            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                return  # the reader sees the same end, and sends again what was not answered
+
+    def _take(self, message: pb.ConnectResponse) -> None:
+        kind = message.WhichOneof("message")
+        if kind == "event":
+            if self._cell is not None:
+                self._cell.take(message.event)
+        elif kind == "call":
+            self._take_call(message.call)
+        elif kind == "cancel":
+            task = self._calls.pop(message.cancel.call_id, None)
+            if task is not None:
+                task.cancel()
+        else:
+            raise SandboxLost(f"the session is gone: {printable(message.lost.detail)[:500]}")
+
+    def _take_call(self, call: pb.Call) -> None:
+        """Start work on a call; one that is delivered again gets the same answer, never a second one."""
+        if (reply := self._replies.get(call.call_id)) is not None:
+            self._calls[call.call_id] = asyncio.create_task(self._write(pb.ConnectRequest(reply=reply)))
+            return
+        if call.call_id in self._calls:
+            return
+        cell = self._cell
+        if cell is None or call.cell_id != cell.id or not 0 < len(call.call_id) <= limits.MAX_ID_CHARS:
+            return
+        if len(self._calls) >= limits.MAX_OPEN_CALLS:
+            raise SandboxLost(f"the agent opened more than {limits.MAX_OPEN_CALLS:,} calls at once")
+        self._calls[call.call_id] = asyncio.create_task(self._answer(call))
+
+    async def _answer(self, message: pb.Call) -> None:
+        call = Call(
+            id=message.call_id,
+            session_id=self.id,
+            cell_id=message.cell_id,
+            kind=KINDS.get(message.kind, ""),
+            prompt=message.prompt.decode("utf-8", "replace"),
+            model=message.model or None,
+            depth=self._depth,
+        )
+        result = await self._handle_call(call)
+        reply = self._replies[call.id] = _reply(call.id, result)
+        self._calls.pop(call.id, None)
+        await self._write(pb.ConnectRequest(reply=reply))
+
+    def _cancel_calls(self) -> None:
+        for task in self._calls.values():
+            task.cancel()
+        self._calls.clear()
+
+    def _lose(self, error: SandboxLost) -> None:
+        if self._lost is None:
+            self._lost = error
+        self._cancel_calls()
+        if self._cell is not None and not self._cell.result.done():
+            self._cell.result.set_exception(self._lost)
+
+    async def _ask(self, method: Any, request: Any, timeout: float = limits.START_SECONDS) -> Any:
+        try:
+            return await method(request, metadata=self._metadata, timeout=timeout)
+        except grpc.aio.AioRpcError as error:
+            if error.code() in RECONNECTABLE:
+                raise await self._why(error) from None
+            raise from_rpc_error(error) from None
+
+    async def _why(self, error: grpc.aio.AioRpcError) -> SandboxLost:
+        epitaph = await self._sandbox.epitaph()
+        return SandboxLost(epitaph) if epitaph else SandboxLost(str(from_rpc_error(error)))
+
+
+class _RunningCell:
+    """Collects the events of the cell that runs."""
+
+    def __init__(self, request: pb.ExecuteCell, observer: Observer) -> None:
+        self.id = request.cell_id
+        self.result: asyncio.Future[CellResult] = asyncio.get_running_loop().create_future()
+        self._request = request
+        self._events = 0
+        self._stdout = _Stream(observer, is_error=False)
+        self._stderr = _Stream(observer, is_error=True)
+
+    def continuation(self) -> pb.ExecuteCell:
+        """The same request, from the first event that has not arrived."""
+        request = pb.ExecuteCell()
+        request.CopyFrom(self._request)
+        request.from_event = self._events
+        return request
+
+    def take(self, event: pb.CellEvent) -> None:
+        """Raises SandboxLost for events out of order, or beyond the limit."""
+        if event.cell_id != self.id or event.index < self._events:
+            return
+        if event.index > self._events:
+            raise SandboxLost("the agent left out events of a cell")
+        self._events += 1
+        kind = event.WhichOneof("kind")
+        if kind == "stdout":
+            self._stdout.add(event.stdout)
+        elif kind == "stderr":
+            self._stderr.add(event.stderr)
+        elif kind == "finished" and not self.result.done():
+            self.result.set_result(self._finish(event.finished))
+
+    def _finish(self, end: pb.CellFinished) -> CellResult:
+        has_error = end.HasField("error")
+        error = CellError(printable(end.error.type), end.error.message, end.error.traceback)
+        return CellResult(
+            cell_id=self.id,
+            status=STATUSES.get(end.status, "error"),
+            stdout=self._stdout.whole(end.stdout),
+            stderr=self._stderr.whole(end.stderr),
+            stdout_bytes=end.stdout.total_bytes,
+            stderr_bytes=end.stderr.total_bytes,
+            error=error if has_error else None,
+            rollback=printable(end.rollback_detail) if end.status == pb.CELL_STATUS_ROLLED_BACK else None,
+            answer_ready=end.answer_ready,
+            answer=end.answer_content.decode("utf-8", "replace"),
+            no_checkpoint=printable(end.no_checkpoint) or None,
+            notices=tuple(printable(notice) for notice in end.notices),
+            variables={printable(name): printable(kind) for name, kind in end.variables.items()},
+            seconds=end.wall_us / 1e6,
+        )
+
+
+class _Stream:
+    """The head of stdout or stderr as it arrives, and head and tail once the cell has ended."""
+
+    def __init__(self, observer: Observer, *, is_error: bool) -> None:
+        self._observer = observer
+        self._is_error = is_error
+        self._head = bytearray()
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def add(self, data: bytes) -> None:
+        self._head += data
+        if len(self._head) > limits.MAX_OUTPUT:
+            raise SandboxLost("the agent streamed more output than it may")
+        if text := self._decoder.decode(data):
+            self._observer.output(text, is_error=self._is_error)
+
+    def whole(self, tail: pb.OutputTail) -> str:
+        left_out = tail.total_bytes - len(self._head) - len(tail.tail)
+        if left_out <= 0:
+            return (bytes(self._head) + tail.tail).decode("utf-8", "replace")
+        head, end = self._head.decode("utf-8", "replace"), tail.tail.decode("utf-8", "replace")
+        return f"{head}\n… [{left_out:,} of {tail.total_bytes:,} bytes left out] …\n{end}"
+
+
+def _reply(call_id: str, result: Answer | Failure) -> pb.CallReply:
+    if isinstance(result, Failure):
+        code = pb.CallErrorCode.Value(f"CALL_ERROR_CODE_{result.code}")
+        return pb.CallReply(call_id=call_id, failure=pb.CallFailure(code=code, message=result.message[:2000]))
+    text = result.text.encode("utf-8", "surrogatepass")
+    if len(text) > limits.MAX_REPLY:
+        failure = pb.CallFailure(
+            code=pb.CALL_ERROR_CODE_TOO_LARGE,
+            message=f"the answer has {len(text):,} bytes; at most {limits.MAX_REPLY:,} can be handed to a cell",
+        )
+        return pb.CallReply(call_id=call_id, failure=failure)
+    usage = result.usage
+    return pb.CallReply(
+        call_id=call_id,
+        answer=pb.CallAnswer(
+            text=text,
+            model=result.model,
+            usage=pb.CallUsage(
+                input_tokens=usage.input_tokens,
+                output_tokens=usage.output_tokens,
+                cached_tokens=usage.cached_tokens,
+                reasoning_tokens=usage.reasoning_tokens,
+                cost_usd=usage.cost or 0.0,
+            ),
+        ),
+    )
+
+
+async def _parts(header: pb.ContextHeader, encoded: Encoded | None) -> AsyncIterator[pb.PutContextRequest]:
+    yield pb.PutContextRequest(header=header)
+    if encoded is not None:
+        for start in range(0, len(encoded.data), limits.CHUNK):
+            yield pb.PutContextRequest(chunk=encoded.data[start : start + limits.CHUNK])
+
+
+def _write_private(path: Path, data: bytes) -> None:
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb") as file:
+        file.write(data)
+
+
+async def _end_of(stream: Stream) -> Exception:
+    """The error that a stream that just ended carries."""
+    code = await stream.code()
+    return grpc.aio.AioRpcError(
+        code, grpc.aio.Metadata(), grpc.aio.Metadata(), details=await stream.details()
+    )

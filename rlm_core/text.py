@@ -1,0 +1,29 @@
+"""Small, pure helpers for text."""
+
+import unicodedata
+
+
+def printable(text: str) -> str:
+    """Text that can't steer a terminal: control and bidi characters become visible escapes."""
+    return "".join(
+        char if char in "\n\t" or unicodedata.category(char) not in {"Cc", "Cf", "Cs"} else _escape(char)
+        for char in text
+    )
+
+
+def _escape(char: str) -> str:
+    return char.encode("unicode_escape", "backslashreplace").decode()
+
+
+def shorten(text: str, limit: int) -> str:
+    """At most about `limit` characters, from the head and the tail; says how much is left out."""
+    if len(text) <= limit:
+        return text
+    half = limit // 2
+    return f"{text[:half]}\n… [{len(text) - 2 * half:,} of {len(text):,} characters left out] …\n{text[-half:]}"
+
+
+def one_line(text: str, limit: int) -> str:
+    """The text on one line, cut at `limit` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
