@@ -46,9 +46,7 @@ def _tagged(value: Any, where: str) -> Any:
     if isinstance(value, dict):
         if all(type(key) is str for key in value) and TAG not in value:
             return {key: _tagged(item, f"{where}[{key!r}]") for key, item in value.items()}
-        pairs = [
-            [_tagged_key(key, where), _tagged(item, f"{where}[{key!r}]")] for key, item in value.items()
-        ]
+        pairs = [[_tagged_key(key, where), _tagged(item, f"{where}[{key!r}]")] for key, item in value.items()]
         return {TAG: ["dict", pairs]}
     if isinstance(value, list):
         return [_tagged(item, f"{where}[{index}]") for index, item in enumerate(value)]
@@ -65,7 +63,9 @@ def _tagged(value: Any, where: str) -> Any:
 def _tagged_key(key: Any, where: str) -> Any:
     if key is None or type(key) in (str, int, float, bool):
         return key
-    raise ConfigError(f"{where} has a key of type {type(key).__name__}; keys are str, int, float, bool or None")
+    raise ConfigError(
+        f"{where} has a key of type {type(key).__name__}; keys are str, int, float, bool or None"
+    )
 
 
 def read_path(path: Path) -> str | bytes | dict[str, str | bytes]:
@@ -99,7 +99,9 @@ def describe(value: Any) -> str:
         return f"{facts}\n{_ends(value)}"
     if isinstance(value, Mapping):
         facts = f"`context` is a dict with {len(value):,} keys."
-        items: Sequence[tuple[Any, Any]] = [item for item, _ in zip(value.items(), range(LISTED_ITEMS), strict=False)]
+        items: Sequence[tuple[Any, Any]] = [
+            item for item, _ in zip(value.items(), range(LISTED_ITEMS), strict=False)
+        ]
     elif isinstance(value, Sequence):
         facts = f"`context` is a {type(value).__name__} of {len(value):,} items."
         items = list(enumerate(value[:LISTED_ITEMS]))

@@ -1,7 +1,6 @@
 """The host's end of one session: cells down, events and calls up, over one stream that can break."""
 
 import asyncio
-import codecs
 import contextlib
 import logging
 import os
@@ -17,12 +16,14 @@ from rlm_agent.rpc.v1.agent_pb2_grpc import AgentServiceStub
 
 from rlm_core import limits
 from rlm_core.broker.call import Answer, Call, Failure
-from rlm_core.cell import CellError, CellResult, Variable
+from rlm_core.cell import CellResult, Variable
 from rlm_core.context import Encoded, encode
 from rlm_core.environment import Sandbox, SandboxSpec
 from rlm_core.errors import ConfigError, SandboxLost, VersionMismatch
 from rlm_core.observer import Observer
+from rlm_core.running_cell import RunningCell
 from rlm_core.text import printable
+from rlm_core.replies import reply_message
 from rlm_core.transport.errors import RECONNECTABLE, from_rpc_error
 
 log = logging.getLogger("rlm_core.session")
@@ -35,13 +36,6 @@ CONTEXT_KINDS = {
     "text": pb.CONTEXT_KIND_TEXT,
     "bytes": pb.CONTEXT_KIND_BYTES,
     "json": pb.CONTEXT_KIND_JSON,
-}
-STATUSES = {
-    pb.CELL_STATUS_OK: "ok",
-    pb.CELL_STATUS_ERROR: "error",
-    pb.CELL_STATUS_INTERRUPTED: "interrupted",
-    pb.CELL_STATUS_TIMEOUT: "timeout",
-    pb.CELL_STATUS_ROLLED_BACK: "rolled_back",
 }
 
 
@@ -71,7 +65,7 @@ class Session:
         self._stream: Stream | None = None
         self._reader: asyncio.Task[None] | None = None
         self._write_turn = asyncio.Lock()
-        self._cell: _RunningCell | None = None
+        self._cell: RunningCell | None = None
         self._calls: dict[str, asyncio.Task[None]] = {}
         self._replies: dict[str, pb.CallReply] = {}
         self._contexts = 0
@@ -109,7 +103,7 @@ class Session:
         if response.protocol_version != pb.PROTOCOL_VERSION_CURRENT:
             raise VersionMismatch(
                 f"this library speaks protocol {pb.PROTOCOL_VERSION_CURRENT}, the agent "
-                f"{printable(response.agent_build)} speaks {response.protocol_version}: update the older of the two"
+                f"{printable(response.agent_build)} speaks {response.protocol_version}: update the older one"
             )
         self.agent_build = printable(response.agent_build)
         self.python_version = printable(response.capabilities.python_version)
@@ -154,10 +148,8 @@ class Session:
             raise self._lost
         self._cells += 1
         seconds = self._spec.cell_timeout if timeout is None else timeout
-        request = pb.ExecuteCell(
-            cell_id=f"c{self._cells}", code=code, timeout_ms=max(1, int(seconds * 1000))
-        )
-        cell = self._cell = _RunningCell(request, self._observer)
+        request = pb.ExecuteCell(cell_id=f"c{self._cells}", code=code, timeout_ms=max(1, int(seconds * 1000)))
+        cell = self._cell = RunningCell(request, self._observer)
         try:
             await self._write(pb.ConnectRequest(execute=request))
             return await cell.result
@@ -210,7 +202,9 @@ class Session:
             self._stream = None
         with contextlib.suppress(SandboxLost, ConfigError, VersionMismatch):
             await self._ask(
-                self._stub.CloseSession, pb.CloseSessionRequest(session_id=self.id), timeout=limits.CLOSE_SECONDS
+                self._stub.CloseSession,
+                pb.CloseSessionRequest(session_id=self.id),
+                timeout=limits.CLOSE_SECONDS,
             )
 
     # -- the stream
@@ -226,7 +220,7 @@ class Session:
                 while True:
                     assert self._stream is not None
                     message = await self._stream.read()
-                    if message is grpc.aio.EOF:
+                    if not isinstance(message, pb.ConnectResponse):  # grpc.aio.EOF
                         raise await _end_of(self._stream)
                     self._take(message)
             except grpc.aio.AioRpcError as error:
@@ -301,7 +295,7 @@ class Session:
             depth=self._depth,
         )
         result = await self._handle_call(call)
-        reply = self._replies[call.id] = _reply(call.id, result)
+        reply = self._replies[call.id] = reply_message(call.id, result)
         self._calls.pop(call.id, None)
         await self._write(pb.ConnectRequest(reply=reply))
 
@@ -330,112 +324,6 @@ class Session:
         return SandboxLost(epitaph) if epitaph else SandboxLost(str(from_rpc_error(error)))
 
 
-class _RunningCell:
-    """Collects the events of the cell that runs."""
-
-    def __init__(self, request: pb.ExecuteCell, observer: Observer) -> None:
-        self.id = request.cell_id
-        self.result: asyncio.Future[CellResult] = asyncio.get_running_loop().create_future()
-        self._request = request
-        self._events = 0
-        self._stdout = _Stream(observer, is_error=False)
-        self._stderr = _Stream(observer, is_error=True)
-
-    def continuation(self) -> pb.ExecuteCell:
-        """The same request, from the first event that has not arrived."""
-        request = pb.ExecuteCell()
-        request.CopyFrom(self._request)
-        request.from_event = self._events
-        return request
-
-    def take(self, event: pb.CellEvent) -> None:
-        """Raises SandboxLost for events out of order, or beyond the limit."""
-        if event.cell_id != self.id or event.index < self._events:
-            return
-        if event.index > self._events:
-            raise SandboxLost("the agent left out events of a cell")
-        self._events += 1
-        kind = event.WhichOneof("kind")
-        if kind == "stdout":
-            self._stdout.add(event.stdout)
-        elif kind == "stderr":
-            self._stderr.add(event.stderr)
-        elif kind == "finished" and not self.result.done():
-            self.result.set_result(self._finish(event.finished))
-
-    def _finish(self, end: pb.CellFinished) -> CellResult:
-        has_error = end.HasField("error")
-        error = CellError(printable(end.error.type), end.error.message, end.error.traceback)
-        return CellResult(
-            cell_id=self.id,
-            status=STATUSES.get(end.status, "error"),
-            stdout=self._stdout.whole(end.stdout),
-            stderr=self._stderr.whole(end.stderr),
-            stdout_bytes=end.stdout.total_bytes,
-            stderr_bytes=end.stderr.total_bytes,
-            error=error if has_error else None,
-            rollback=printable(end.rollback_detail) if end.status == pb.CELL_STATUS_ROLLED_BACK else None,
-            answer_ready=end.answer_ready,
-            answer=end.answer_content.decode("utf-8", "replace"),
-            no_checkpoint=printable(end.no_checkpoint) or None,
-            notices=tuple(printable(notice) for notice in end.notices),
-            variables={printable(name): printable(kind) for name, kind in end.variables.items()},
-            seconds=end.wall_us / 1e6,
-        )
-
-
-class _Stream:
-    """The head of stdout or stderr as it arrives, and head and tail once the cell has ended."""
-
-    def __init__(self, observer: Observer, *, is_error: bool) -> None:
-        self._observer = observer
-        self._is_error = is_error
-        self._head = bytearray()
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def add(self, data: bytes) -> None:
-        self._head += data
-        if len(self._head) > limits.MAX_OUTPUT:
-            raise SandboxLost("the agent streamed more output than it may")
-        if text := self._decoder.decode(data):
-            self._observer.output(text, is_error=self._is_error)
-
-    def whole(self, tail: pb.OutputTail) -> str:
-        left_out = tail.total_bytes - len(self._head) - len(tail.tail)
-        if left_out <= 0:
-            return (bytes(self._head) + tail.tail).decode("utf-8", "replace")
-        head, end = self._head.decode("utf-8", "replace"), tail.tail.decode("utf-8", "replace")
-        return f"{head}\n… [{left_out:,} of {tail.total_bytes:,} bytes left out] …\n{end}"
-
-
-def _reply(call_id: str, result: Answer | Failure) -> pb.CallReply:
-    if isinstance(result, Failure):
-        code = pb.CallErrorCode.Value(f"CALL_ERROR_CODE_{result.code}")
-        return pb.CallReply(call_id=call_id, failure=pb.CallFailure(code=code, message=result.message[:2000]))
-    text = result.text.encode("utf-8", "surrogatepass")
-    if len(text) > limits.MAX_REPLY:
-        failure = pb.CallFailure(
-            code=pb.CALL_ERROR_CODE_TOO_LARGE,
-            message=f"the answer has {len(text):,} bytes; at most {limits.MAX_REPLY:,} can be handed to a cell",
-        )
-        return pb.CallReply(call_id=call_id, failure=failure)
-    usage = result.usage
-    return pb.CallReply(
-        call_id=call_id,
-        answer=pb.CallAnswer(
-            text=text,
-            model=result.model,
-            usage=pb.CallUsage(
-                input_tokens=usage.input_tokens,
-                output_tokens=usage.output_tokens,
-                cached_tokens=usage.cached_tokens,
-                reasoning_tokens=usage.reasoning_tokens,
-                cost_usd=usage.cost or 0.0,
-            ),
-        ),
-    )
-
-
 async def _parts(header: pb.ContextHeader, encoded: Encoded | None) -> AsyncIterator[pb.PutContextRequest]:
     yield pb.PutContextRequest(header=header)
     if encoded is not None:
@@ -444,7 +332,7 @@ async def _parts(header: pb.ContextHeader, encoded: Encoded | None) -> AsyncIter
 
 
 def _write_private(path: Path, data: bytes) -> None:
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb") as file:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb") as file:
         file.write(data)
 
 

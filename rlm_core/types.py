@@ -41,7 +41,9 @@ class UsageSummary:
     @property
     def total_cost(self) -> float | None:
         """USD; None when no provider told a cost."""
-        costs = [each.total_cost for each in self.model_usage_summaries.values() if each.total_cost is not None]
+        costs = [
+            each.total_cost for each in self.model_usage_summaries.values() if each.total_cost is not None
+        ]
         return sum(costs) if costs else None
 
     @property

@@ -141,10 +141,9 @@ class LocalSandbox(Sandbox):
 
 def _environment(home: Path) -> dict[str, str]:
     """All that the agent inherits: an allow-list, so that no key of yours is in it by accident."""
-    env = {
+    return {
         "PATH": os.environ.get("PATH", os.defpath),
         "HOME": str(home),
         "LANG": os.environ.get("LANG", "C.UTF-8"),
         "GRPC_VERBOSITY": "ERROR",
     }
-    return env

@@ -47,8 +47,6 @@ class Models:
 class Broker:
     def __init__(self, models: Models, config: BrokerConfig | None = None) -> None:
         self.models = models
-        self.in_flight = 0
-        self.calls_made = 0
         self._config = config or BrokerConfig()
         self._places = asyncio.Semaphore(self._config.max_concurrent_calls)
         self._usage = UsageMeter()
@@ -67,8 +65,6 @@ class Broker:
     async def handle(self, call: Call) -> Answer | Failure:
         """A call out of a cell; a failure is an answer too, and ends nothing but this call."""
         started = time.monotonic()
-        self.calls_made += 1
-        self.in_flight += 1
         try:
             async with asyncio.timeout(self._config.call_timeout):
                 result: Answer | Failure = await self._answer(call)
@@ -80,8 +76,6 @@ class Broker:
             result = Failure("DEADLINE", f"no answer within {self._config.call_timeout:.0f} s")
         except RunFailed as error:
             result = Failure("PROVIDER", str(error))
-        finally:
-            self.in_flight -= 1
         self._remember(call, result, time.monotonic() - started)
         return result
 
@@ -110,11 +104,11 @@ class Broker:
                     why = f" (finish reason {response.finish_reason!r})" if response.finish_reason else ""
                     raise ProviderError(f"model {response.model!r} gave an empty reply{why}")
                 answer = Answer(response.text, response.model, response.usage)
+                self._usage.add(answer.model, answer.usage)
                 config.journal.end(call, answer)
+                return answer
             finally:
                 config.budget.settle(reservation, answer)
-        self._usage.add(answer.model, answer.usage)
-        return answer
 
     def _remember(self, call: Call, result: Answer | Failure, seconds: float) -> None:
         meter = UsageMeter()

@@ -7,7 +7,7 @@ from rlm_core.types import TokenUsage
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call out of a cell. Session, cell and depth are the host's own knowledge, never the sandbox's word."""
+    """A call out of a cell. Session, cell and depth are the host's knowledge, never the sandbox's word."""
 
     id: str
     session_id: str

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rlm_core.types import TokenUsage
 
@@ -27,7 +27,7 @@ class LMResponse:
     text: str
     """Empty when the provider gave none."""
     model: str
-    usage: TokenUsage = TokenUsage()
+    usage: TokenUsage = field(default_factory=TokenUsage)
     finish_reason: str = ""
 
 
@@ -46,8 +46,8 @@ class LMClient(ABC):
             ProviderError: one of its kinds, with one clear line.
         """
 
-    async def aclose(self) -> None:
+    async def aclose(self) -> None:  # noqa: B027 - a client may have nothing to close
         """Close connections."""
 
-    def check_finished(self) -> None:
+    def check_finished(self) -> None:  # noqa: B027 - only a script can be left unfinished
         """Raise when the client was to be used differently than it was; see ScriptedClient."""

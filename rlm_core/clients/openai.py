@@ -65,10 +65,15 @@ class OpenAIClient(LMClient):
         except openai.OpenAIError as error:
             raise self._mapped(error, model) from None
         if not isinstance(completion, ChatCompletion) or not completion.choices:
-            raise ProviderError(f"{self.base_url} did not answer with a chat completion; is it an OpenAI API?")
+            raise ProviderError(
+                f"{self.base_url} did not answer with a chat completion; is it an OpenAI API?"
+            )
         choice = completion.choices[0]
         return LMResponse(
-            choice.message.content or "", completion.model or model, _usage(completion), choice.finish_reason or ""
+            choice.message.content or "",
+            completion.model or model,
+            _usage(completion),
+            choice.finish_reason or "",
         )
 
     async def aclose(self) -> None:

@@ -50,7 +50,9 @@ class ScriptedClient(LMClient):
         if isinstance(self._replies, Sequence):
             if index >= len(self._replies):
                 asked = one_line(request.messages[-1]["content"], 120)
-                raise ScriptError(f"the script has {len(self._replies)} replies; call {index + 1} was: {asked}")
+                raise ScriptError(
+                    f"the script has {len(self._replies)} replies; call {index + 1} was: {asked}"
+                )
             return self._replies[index]
         if inspect.iscoroutinefunction(self._replies):
             result: Any = await self._replies(request)

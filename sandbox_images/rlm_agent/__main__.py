@@ -63,7 +63,9 @@ async def _told_to_end(supervision: Supervision) -> None:
 async def _stdin_ended() -> None:
     """The host holds the other end for as long as it lives."""
     reader = asyncio.StreamReader()
-    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
+    )
     while await reader.read(1 << 16):
         pass
 

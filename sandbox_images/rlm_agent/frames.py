@@ -96,14 +96,16 @@ class FrameBuffer:
         frames: list[Frame] = []
         start = 0
         while len(self._pending) - start >= PREFIX.size:
-            kind, header_size, body_size = parse_prefix(self._pending[start : start + PREFIX.size])
+            kind, header_size, body_size = parse_prefix(bytes(self._pending[start : start + PREFIX.size]))
             header_start = start + PREFIX.size
             body_start = header_start + header_size
             end = body_start + body_size
             if len(self._pending) < end:
                 break
             frames.append(
-                parse(kind, self._pending[header_start:body_start], bytes(self._pending[body_start:end]))
+                parse(
+                    kind, bytes(self._pending[header_start:body_start]), bytes(self._pending[body_start:end])
+                )
             )
             start = end
         del self._pending[:start]

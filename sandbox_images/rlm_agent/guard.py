@@ -24,15 +24,18 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
-class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+class Guard(grpc.aio.ServerInterceptor):
     def __init__(self, token: str) -> None:
         self._token = token
 
     async def intercept_service(
-        self, continuation: Callable[[Any], Awaitable[Handler]], details: Any
-    ) -> Handler:
-        handler = await continuation(details)
-        sent = dict(details.invocation_metadata or ()).get(TOKEN_KEY, "")
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        handler = await continuation(handler_call_details)
+        metadata: Any = handler_call_details.invocation_metadata or ()
+        sent = dict(metadata).get(TOKEN_KEY, "")
         allowed = isinstance(sent, str) and hmac.compare_digest(sent.encode(), self._token.encode())
         return _guarded(handler, allowed)
 

@@ -20,7 +20,7 @@ INTERRUPTED = {"timeout": pb.CELL_STATUS_TIMEOUT, "interrupt": pb.CELL_STATUS_IN
 class Death:
     """How the process of a cell died."""
 
-    reason: pb.RollbackReason
+    reason: pb.RollbackReason.ValueType
     detail: str
 
     @classmethod
@@ -64,7 +64,7 @@ def finished_cell(frame: Frame, interrupt_reason: str) -> pb.CellFinished:
     variables = header.get("variables")
     if isinstance(variables, dict):
         for name, kind in list(variables.items())[: limits.MAX_VARIABLES]:
-            result.variables[_text(name, 200)] = _text(kind, 200)
+            result.variables.add(name=_text(name, 200), type=_text(kind, 200))
     error = header.get("error")
     if isinstance(error, dict):
         result.error.type = _text(error.get("type"), 200)

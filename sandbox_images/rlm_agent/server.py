@@ -62,7 +62,9 @@ class AgentService(rpc.AgentServiceServicer):
             ),
         )
 
-    async def CloseSession(self, request: pb.CloseSessionRequest, context: Context) -> pb.CloseSessionResponse:
+    async def CloseSession(
+        self, request: pb.CloseSessionRequest, context: Context
+    ) -> pb.CloseSessionResponse:
         session = self._sessions.pop(request.session_id, None)
         if session is not None:
             await session.close()
@@ -137,7 +139,9 @@ class AgentService(rpc.AgentServiceServicer):
             variables=[pb.Variable(name=name, type=kind, repr=text) for name, kind, text in found]
         )
 
-    async def ReadVariable(self, request: pb.ReadVariableRequest, context: Context) -> pb.ReadVariableResponse:
+    async def ReadVariable(
+        self, request: pb.ReadVariableRequest, context: Context
+    ) -> pb.ReadVariableResponse:
         limit = min(request.max_bytes or limits.MAX_ANSWER, limits.MAX_ANSWER)
         kind, text, size = await self._session(request.session_id).read_variable(request.name, limit)
         return pb.ReadVariableResponse(type=kind, text=text, total_bytes=size)

@@ -38,7 +38,9 @@ class SessionConfig:
 
 
 class Session:
-    def __init__(self, session_id: str, folder: Path, config: SessionConfig, supervision: Supervision) -> None:
+    def __init__(
+        self, session_id: str, folder: Path, config: SessionConfig, supervision: Supervision
+    ) -> None:
         self.id = session_id
         self.calls = Calls(self._tell, config.pending_calls)
         self.lost: str | None = None
@@ -182,9 +184,7 @@ class Session:
             return
         self._interrupt_reason = reason
         self._signal(signal.SIGINT)
-        self._timers.append(
-            self._loop.call_later(self.config.interrupt_grace, self._signal, signal.SIGKILL)
-        )
+        self._timers.append(self._loop.call_later(self.config.interrupt_grace, self._signal, signal.SIGKILL))
 
     # -- cells
 
@@ -192,7 +192,9 @@ class Session:
         started = time.monotonic()
         try:
             ended = await self._perform(
-                Frame(Kind.EXECUTE, {"cell": cell.id}, cell.code.encode("utf-8", "replace")), timeout, cell=cell
+                Frame(Kind.EXECUTE, {"cell": cell.id}, cell.code.encode("utf-8", "replace")),
+                timeout,
+                cell=cell,
             )
         except SessionGone:
             return  # told by _lose
@@ -213,7 +215,9 @@ class Session:
             raise Invalid(f"loading the context killed the worker: {describe_death(ended)}")
         if ended.header.get("status") != "ok":
             error = ended.header.get("error") or {}
-            raise Invalid(f"the worker could not load the context: {error.get('type')}: {error.get('message')}")
+            raise Invalid(
+                f"the worker could not load the context: {error.get('type')}: {error.get('message')}"
+            )
 
     async def _look(self, frame: Frame) -> tuple[dict[str, Any], bytes]:
         """Ask the idle worker; a `__repr__` that hangs or dies is stopped and changes nothing."""

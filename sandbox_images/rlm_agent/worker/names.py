@@ -105,7 +105,10 @@ class Names:
         """
         content = self._answer.get("content", "")
         text = content if type(content) is str else str(content)
-        if len(text) > limits.MAX_ANSWER // 4 and len(text.encode("utf-8", "surrogatepass")) > limits.MAX_ANSWER:
+        if (
+            len(text) > limits.MAX_ANSWER // 4
+            and len(text.encode("utf-8", "surrogatepass")) > limits.MAX_ANSWER
+        ):
             self._answer["ready"] = False
             raise ValueError(f"the answer has {len(text):,} characters; at most {limits.MAX_ANSWER:,} bytes")
         return bool(self._answer.get("ready")), text

@@ -116,7 +116,7 @@ class Repl:
 
 
 def _open_stream(fd: int) -> io.TextIOWrapper:
-    return open(  # noqa: SIM115 - lives as long as the session
+    return open(
         fd, "w", buffering=1, encoding="utf-8", errors="backslashreplace", newline="\n", closefd=False
     )
 

@@ -728,26 +728,6 @@ Global___CallEnded: _TypeAlias = CallEnded  # noqa: Y015
 class CellFinished(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    @_typing.final
-    class VariablesEntry(_message.Message):
-        DESCRIPTOR: _descriptor.Descriptor
-
-        KEY_FIELD_NUMBER: _builtins.int
-        VALUE_FIELD_NUMBER: _builtins.int
-        key: _builtins.str
-        value: _builtins.str
-        def __init__(
-            self,
-            *,
-            key: _builtins.str = ...,
-            value: _builtins.str = ...,
-        ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
-        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        def WhichOneof(self, oneof_group: _Never) -> None: ...
-
     STATUS_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     ROLLBACK_FIELD_NUMBER: _builtins.int
@@ -779,8 +759,8 @@ class CellFinished(_message.Message):
         """Remarks for the model, e.g. that a REPL name was restored."""
 
     @_builtins.property
-    def variables(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Variable name to type name, at most 256."""
+    def variables(self) -> _containers.RepeatedCompositeFieldContainer[Global___Variable]:
+        """Without reprs, oldest first, at most 256."""
 
     def __init__(
         self,
@@ -795,7 +775,7 @@ class CellFinished(_message.Message):
         answer_content: _builtins.bytes = ...,
         no_checkpoint: _builtins.str = ...,
         notices: _abc.Iterable[_builtins.str] | None = ...,
-        variables: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        variables: _abc.Iterable[Global___Variable] | None = ...,
         wall_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "stderr", b"stderr", "stdout", b"stdout"]  # noqa: Y015

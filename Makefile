@@ -1,0 +1,42 @@
+# The only commands one needs. Each sets up what it needs in .venv, and is quick the second time.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+BENCH_VENV := .venv-bench
+
+.PHONY: demo test bench lint proto clean
+
+demo: $(STAMP)
+	$(BIN)/rlm demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(TESTS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pyright
+	$(BIN)/python proto/generate.py --check
+
+proto: $(STAMP)
+	$(BIN)/python proto/generate.py
+
+bench: $(STAMP) $(BENCH_VENV)/installed
+	$(BIN)/python -m benchmarks --peer $(BENCH_VENV)/bin/python
+
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --editable . --group test --group lint
+	touch $@
+
+# The library that we are measured against, in an environment of its own.
+$(BENCH_VENV)/installed:
+	test -x $(BENCH_VENV)/bin/python || $(PYTHON) -m venv $(BENCH_VENV)
+	$(BENCH_VENV)/bin/python -m pip install --quiet rlms==0.1.3
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(BENCH_VENV)

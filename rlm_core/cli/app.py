@@ -1,0 +1,51 @@
+"""The `rlm` command."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+import rlm_core.cli.demo
+import rlm_core.cli.doctor
+import rlm_core.cli.run
+from rlm_core.cli.output import fail
+from rlm_core.errors import RLMError, UsageError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Recursive Language Models over texts of any length, with their code in a sandbox.",
+)
+app.command("run")(rlm_core.cli.run.run)
+app.command("demo")(rlm_core.cli.demo.demo)
+app.command("doctor")(rlm_core.cli.doctor.doctor)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        typer.echo(f"rlm-sandbox {version('rlm-sandbox')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    return None
+
+
+def main() -> None:
+    """Exit code 0: answered; 1: the run failed or hit a limit; 2: wrong usage."""
+    try:
+        app()
+    except UsageError as error:
+        fail(error, 2)
+    except RLMError as error:
+        fail(error, 1)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,95 @@
+"""`rlm run`: ask a question about files."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rlm_core.cli.output import fail, note_local, stderr_console
+from rlm_core.console import ConsoleObserver, ProgressObserver
+from rlm_core.context import read_path
+from rlm_core.errors import ConfigError, RLMError, UsageError
+from rlm_core.logger import RLMLogger
+from rlm_core.rlm import RLM
+from rlm_core.types import RLMChatCompletion
+
+STDIN = "-"
+
+
+def run(
+    question: Annotated[str, typer.Argument(help="What to find out.")],
+    context: Annotated[
+        list[str] | None,
+        typer.Option("--context", "-c", help="A file, a folder, or - for stdin. Repeatable."),
+    ] = None,
+    backend: Annotated[str, typer.Option(help="LM backend.")] = "openai",
+    model: Annotated[str | None, typer.Option(help="Model name.")] = None,
+    base_url: Annotated[str | None, typer.Option(help="Of an OpenAI-compatible server.")] = None,
+    env: Annotated[str, typer.Option(help="Where the code runs.")] = "local",
+    max_iterations: Annotated[int, typer.Option(help="Turns of the root LM.")] = 30,
+    max_depth: Annotated[int, typer.Option(help="0 asks the LM directly.")] = 1,
+    log_dir: Annotated[Path | None, typer.Option(help="Folder for the run's log.")] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show every turn.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Ask a question about texts of any length."""
+    kwargs: dict[str, Any] = {"model_name": model, "base_url": base_url}
+    console = stderr_console()
+    try:
+        value = read_contexts(context or [])
+        rlm = RLM(
+            backend=backend,
+            backend_kwargs={key: given for key, given in kwargs.items() if given is not None},
+            environment=env,
+            max_iterations=max_iterations,
+            max_depth=max_depth,
+            logger=RLMLogger(log_dir) if log_dir else None,
+            observer=ConsoleObserver(console) if verbose else ProgressObserver(console),
+        )
+        note_local(env)
+        with rlm:
+            completion = rlm.completion(value, root_prompt=question)
+    except RLMError as error:
+        if as_json:
+            typer.echo(json.dumps({"status": "failed", "error": str(error)}))
+        fail(error, 2 if isinstance(error, UsageError) else 1)
+    typer.echo(json.dumps(summary(completion)) if as_json else completion.response)
+    if completion.status != "answered":
+        typer.echo(f"rlm: no answer within {max_iterations} turns; this is the best effort", err=True)
+        raise typer.Exit(1)
+
+
+def read_contexts(sources: list[str]) -> Any:
+    """One source is the context itself; several are a dict by their names; none is an empty text.
+
+    Raises:
+        ConfigError: a source that can't be read.
+    """
+    values = {source: _read(source) for source in sources}
+    return values[sources[0]] if len(values) == 1 else values or ""
+
+
+def _read(source: str) -> Any:
+    if source != STDIN:
+        return read_path(Path(source))
+    if sys.stdin.isatty():
+        raise ConfigError("--context - reads the text from stdin, and stdin is a terminal")
+    data = sys.stdin.buffer.read()
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        return data
+
+
+def summary(completion: RLMChatCompletion) -> dict[str, Any]:
+    return {
+        "response": completion.response,
+        "status": completion.status,
+        "usage": completion.usage_summary.to_dict(),
+        "execution_time": completion.execution_time,
+        "iterations": completion.iterations,
+        "run_id": completion.run_id,
+        "log": completion.log,
+    }

@@ -1,0 +1,158 @@
+"""What the root LM is told before its first turn."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from rlm_core.clients.base import Message
+from rlm_core.context import describe
+
+SUB_WINDOW_SHARE = 0.6
+"""Of a sub-LM's window that a chunk should fill; the rest is for the question and the answer."""
+CHARS_PER_TOKEN = 4
+"""English text; measured 4.15 on the King James Bible with cl100k."""
+MAX_CHUNK_CHARS = 100_000
+"""Beyond this, LMs miss details even where the window is larger."""
+
+SYSTEM = """\
+You answer questions about texts that are too long to read at once. The text is the variable `context` in \
+a Python REPL that you control. You write code, you are shown what it prints, and you go on until you have \
+the answer.
+
+To run code, put it in a fenced block with the language `repl`:
+
+```repl
+print(type(context), len(context))
+```
+
+The REPL keeps its variables from turn to turn. It shows you what a block prints and the value of a last \
+bare expression; long output is cut in the middle, so print samples, not whole texts. It has:
+
+- `context`: the text (or list, or dict) of the question. Never print all of it.
+- `llm_query(prompt, model=None)`: asks a sub-LM and returns its reply, a str. It sees nothing but the \
+prompt: put the piece of text in, and say in which form you want the answer. One prompt can hold about \
+{window} characters; pieces of about {chunk} are read best.
+- `llm_query_batched(prompts, model=None)`: asks many at once and returns the replies in order. Much faster \
+than a loop. A reply that failed has `.ok == False`; the others are unharmed.
+- `rlm_query(prompt, model=None)` and `rlm_query_batched(prompts, model=None)`: the same for subtasks that \
+need several steps of their own.
+- `SHOW_VARS()`: the variables you have made.
+- `answer`: set `answer["content"]` to your final answer and `answer["ready"] = True` to finish. \
+`FINAL(value)` does both; `FINAL_VAR("name")` does it with the value of a variable.
+
+If a block crashes the interpreter or takes too long, its process is ended and every variable is as it was \
+before the block.
+
+How to work:
+
+1. Look at `context` first: its type, its length, how it is divided.
+2. What code can decide exactly (counting, searching, sorting), decide with code.
+3. What needs reading, give to sub-LMs: split the text at natural borders, ask about all pieces in one \
+`llm_query_batched`, and combine the replies with code.
+4. Check a sample of the result before you finish. Then give the answer.
+
+Example: how often does each speaker lose their temper?
+
+```repl
+scenes = context.split("\\nSCENE ")
+print(len(scenes), [len(s) for s in scenes[:5]])
+print(scenes[1][:500])
+```
+
+and, having seen that scenes are short enough for one prompt each:
+
+```repl
+from collections import Counter
+task = "List each speaker who loses their temper in this scene, one name per line, or NONE.\\n\\n"
+replies = llm_query_batched([task + scene for scene in scenes])
+names = [line.strip() for r in replies if r.ok for line in r.splitlines()]
+tempers = Counter(name for name in names if name not in ("", "NONE"))
+print(sum(not r.ok for r in replies), "failed;", tempers.most_common(10))
+```
+
+and, having seen that the counts make sense:
+
+```repl
+FINAL("\\n".join(f"{{name}}: {{count}}" for name, count in tempers.most_common()))
+```
+
+Example: in which year was the treaty signed? A search narrows the text down, a sub-LM reads what is left:
+
+```repl
+import re
+places = [m.start() for m in re.finditer(r"treaty", context, re.I)]
+excerpts = "\\n---\\n".join(context[max(0, p - 300):p + 300] for p in places[:40])
+print(len(places))
+print(llm_query(f"In which year was the treaty signed? Quote the sentence that says so.\\n\\n{{excerpts}}"))
+```
+
+Reply with a short plan and then one `repl` block, each turn, until you finish."""
+
+ORCHESTRATE = """\
+Keep your own messages short: let sub-LMs do the reading and code do the counting, store what they return \
+in variables, and print only what you need for your next decision."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptConfig:
+    """How the first request is made."""
+
+    system_prompt: str | None = None
+    """Replaces ours; taken as it is, braces included."""
+    orchestrator: bool = True
+    user_prologue: str | None = None
+
+
+def first_messages(
+    config: PromptConfig, context: Any, question: str | None, sub_window: int
+) -> list[Message]:
+    """System message and first user message; sub_window is the sub-LM's, in tokens."""
+    system = config.system_prompt if config.system_prompt is not None else _system(sub_window)
+    if config.orchestrator:
+        system = f"{system}\n\n{ORCHESTRATE}"
+    messages: list[Message] = [
+        {"role": "system", "content": system},
+        {"role": "user", "content": f"{_task(question)}\n\n{describe(context)}"},
+    ]
+    if config.user_prologue:
+        messages.append({"role": "user", "content": config.user_prologue})
+    return messages
+
+
+def turn_prompt(turn: int, turns: int) -> str:
+    """Closes every message of ours; turn counts from 1."""
+    if turn == 1:
+        return f"Turn 1 of {turns}. Look at `context` before you answer."
+    if turn == turns:
+        return f"Turn {turn} of {turns}, your last: give the best answer you have."
+    return f"Turn {turn} of {turns}."
+
+
+def last_request(partial_answer: str) -> str:
+    """Asks for an answer when the turns are used up."""
+    known = (
+        f'\n\nThis is what `answer["content"]` holds now:\n\n{partial_answer}'
+        if partial_answer.strip()
+        else ""
+    )
+    return (
+        "There are no turns left and no code will run any more. From what you have seen, write your best "
+        f"answer to the question now, as plain text and nothing else.{known}"
+    )
+
+
+def _system(sub_window: int) -> str:
+    window = sub_window * CHARS_PER_TOKEN
+    chunk = min(MAX_CHUNK_CHARS, int(window * SUB_WINDOW_SHARE))
+    return SYSTEM.format(window=f"{_round(window):,}", chunk=f"{_round(chunk):,}")
+
+
+def _round(number: int) -> int:
+    """Two leading digits: it is a hint."""
+    unit: int = 10 ** max(0, len(str(number)) - 2)
+    return number // unit * unit
+
+
+def _task(question: str | None) -> str:
+    if question:
+        return f"Question: {question}"
+    return "The request is in `context` itself: find out what is asked there and do it."

@@ -1,0 +1,34 @@
+"""The broker's answer to a call, as a message."""
+
+from rlm_agent.rpc.v1 import agent_pb2 as pb
+
+from rlm_core import limits
+from rlm_core.broker.call import Answer, Failure
+
+
+def reply_message(call_id: str, result: Answer | Failure) -> pb.CallReply:
+    if isinstance(result, Failure):
+        code = pb.CallErrorCode.Value(f"CALL_ERROR_CODE_{result.code}")
+        return pb.CallReply(call_id=call_id, failure=pb.CallFailure(code=code, message=result.message[:2000]))
+    text = result.text.encode("utf-8", "surrogatepass")
+    if len(text) > limits.MAX_REPLY:
+        failure = pb.CallFailure(
+            code=pb.CALL_ERROR_CODE_TOO_LARGE,
+            message=f"the answer has {len(text):,} bytes; a cell can take at most {limits.MAX_REPLY:,}",
+        )
+        return pb.CallReply(call_id=call_id, failure=failure)
+    usage = result.usage
+    return pb.CallReply(
+        call_id=call_id,
+        answer=pb.CallAnswer(
+            text=text,
+            model=result.model,
+            usage=pb.CallUsage(
+                input_tokens=usage.input_tokens,
+                output_tokens=usage.output_tokens,
+                cached_tokens=usage.cached_tokens,
+                reasoning_tokens=usage.reasoning_tokens,
+                cost_usd=usage.cost or 0.0,
+            ),
+        ),
+    )

@@ -1,0 +1,98 @@
+"""Collects the events of the cell that runs, in order, until it has a result."""
+
+import asyncio
+import codecs
+
+from rlm_agent.rpc.v1 import agent_pb2 as pb
+
+from rlm_core import limits
+from rlm_core.cell import CellError, CellResult
+from rlm_core.errors import SandboxLost
+from rlm_core.observer import Observer
+from rlm_core.text import printable
+
+STATUSES = {
+    pb.CELL_STATUS_OK: "ok",
+    pb.CELL_STATUS_ERROR: "error",
+    pb.CELL_STATUS_INTERRUPTED: "interrupted",
+    pb.CELL_STATUS_TIMEOUT: "timeout",
+    pb.CELL_STATUS_ROLLED_BACK: "rolled_back",
+}
+
+
+class RunningCell:
+    """`result` is set when the cell has ended."""
+
+    def __init__(self, request: pb.ExecuteCell, observer: Observer) -> None:
+        self.id = request.cell_id
+        self.result: asyncio.Future[CellResult] = asyncio.get_running_loop().create_future()
+        self._request = request
+        self._events = 0
+        self._stdout = _Stream(observer, is_error=False)
+        self._stderr = _Stream(observer, is_error=True)
+
+    def continuation(self) -> pb.ExecuteCell:
+        """The same request, from the first event that has not arrived."""
+        request = pb.ExecuteCell()
+        request.CopyFrom(self._request)
+        request.from_event = self._events
+        return request
+
+    def take(self, event: pb.CellEvent) -> None:
+        """Raises SandboxLost for events out of order, or beyond the limit."""
+        if event.cell_id != self.id or event.index < self._events:
+            return
+        if event.index > self._events:
+            raise SandboxLost("the agent left out events of a cell")
+        self._events += 1
+        kind = event.WhichOneof("kind")
+        if kind == "stdout":
+            self._stdout.add(event.stdout)
+        elif kind == "stderr":
+            self._stderr.add(event.stderr)
+        elif kind == "finished" and not self.result.done():
+            self.result.set_result(self._finish(event.finished))
+
+    def _finish(self, end: pb.CellFinished) -> CellResult:
+        has_error = end.HasField("error")
+        error = CellError(printable(end.error.type), end.error.message, end.error.traceback)
+        return CellResult(
+            cell_id=self.id,
+            status=STATUSES.get(end.status, "error"),
+            stdout=self._stdout.whole(end.stdout),
+            stderr=self._stderr.whole(end.stderr),
+            stdout_bytes=end.stdout.total_bytes,
+            stderr_bytes=end.stderr.total_bytes,
+            error=error if has_error else None,
+            rollback=printable(end.rollback_detail) if end.status == pb.CELL_STATUS_ROLLED_BACK else None,
+            answer_ready=end.answer_ready,
+            answer=end.answer_content.decode("utf-8", "replace"),
+            no_checkpoint=printable(end.no_checkpoint) or None,
+            notices=tuple(printable(notice) for notice in end.notices),
+            variables={printable(each.name): printable(each.type) for each in end.variables},
+            seconds=end.wall_us / 1e6,
+        )
+
+
+class _Stream:
+    """The head of stdout or stderr as it arrives, and head and tail once the cell has ended."""
+
+    def __init__(self, observer: Observer, *, is_error: bool) -> None:
+        self._observer = observer
+        self._is_error = is_error
+        self._head = bytearray()
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def add(self, data: bytes) -> None:
+        self._head += data
+        if len(self._head) > limits.MAX_OUTPUT:
+            raise SandboxLost("the agent streamed more output than it may")
+        if text := self._decoder.decode(data):
+            self._observer.output(text, is_error=self._is_error)
+
+    def whole(self, tail: pb.OutputTail) -> str:
+        left_out = tail.total_bytes - len(self._head) - len(tail.tail)
+        if left_out <= 0:
+            return (bytes(self._head) + tail.tail).decode("utf-8", "replace")
+        head, end = self._head.decode("utf-8", "replace"), tail.tail.decode("utf-8", "replace")
+        return f"{head}\n… [{left_out:,} of {tail.total_bytes:,} bytes left out] …\n{end}"
