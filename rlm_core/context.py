@@ -6,6 +6,7 @@ types that JSON has not got are tagged. The sandbox's half is `rlm_agent/worker/
 
 import base64
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,7 +125,7 @@ def _ends(value: str | bytes) -> str:
 
 def _fenced(value: str | bytes) -> str:
     text = value.encode("utf-8", "replace").decode() if isinstance(value, str) else repr(value)
-    longest = max((len(run) for run in text.replace("\n", " ").split() if set(run) == {"`"}), default=2)
+    longest = max(map(len, re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}text\n{text}\n{fence}"
 

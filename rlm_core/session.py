@@ -21,9 +21,9 @@ from rlm_core.context import Encoded, encode
 from rlm_core.environment import Sandbox, SandboxSpec
 from rlm_core.errors import ConfigError, SandboxLost, VersionMismatch
 from rlm_core.observer import Observer
+from rlm_core.replies import reply_message
 from rlm_core.running_cell import RunningCell
 from rlm_core.text import printable
-from rlm_core.replies import reply_message
 from rlm_core.transport.errors import RECONNECTABLE, from_rpc_error
 
 log = logging.getLogger("rlm_core.session")
@@ -226,8 +226,12 @@ class Session:
             except grpc.aio.AioRpcError as error:
                 if error.code() not in RECONNECTABLE or not await self._reconnect():
                     return self._lose(await self._why(error))
-            except (SandboxLost, ConfigError) as error:
-                return self._lose(error if isinstance(error, SandboxLost) else SandboxLost(str(error)))
+            except SandboxLost as error:
+                return self._lose(error)
+            except Exception as error:
+                # A defect of ours, or of what an observer was called with: whoever waits must know.
+                log.exception("session %s can't go on", self.id)
+                return self._lose(SandboxLost(f"the session can't go on: {error!r}"))
 
     async def _reconnect(self) -> bool:
         """Dial again until the deadline; then take up the running cell where its events ended."""
@@ -318,6 +322,8 @@ class Session:
             if error.code() in RECONNECTABLE:
                 raise await self._why(error) from None
             raise from_rpc_error(error) from None
+        except grpc.aio.UsageError:
+            raise SandboxLost("the sandbox has been stopped") from None
 
     async def _why(self, error: grpc.aio.AioRpcError) -> SandboxLost:
         epitaph = await self._sandbox.epitaph()

@@ -79,7 +79,7 @@ class Supervision:
             except OSError as error:
                 self._waiting.pop(number)
                 raise SupervisorGone(str(error)) from None
-        result = await asyncio.wait_for(answer, ANSWER_SECONDS)
+        result: dict[str, Any] = await asyncio.wait_for(answer, ANSWER_SECONDS)
         if error_text := result.get("error"):
             raise OSError(error_text)
         return result

@@ -53,6 +53,10 @@ class Queries:
         self._local = threading.local()
         self._fork_here = fork_here
 
+    def __reduce__(self) -> tuple[type["Queries"], tuple[()]]:
+        """So that `multiprocessing.Pool().map(llm_query, prompts)` works: each process has its own."""
+        return Queries, ()
+
     def llm_query(self, prompt: str, model: str | None = None) -> LMReply:
         """Ask a sub-LM. Never raises for a failed call: see `LMReply.ok`."""
         return self._ask("llm", [prompt], model)[0]
@@ -116,16 +120,16 @@ class _Exchange:
                 replies[index] = body
                 continue
             if open_calls == WINDOW:
-                self._collect_one(replies)
+                self._collect_one(bodies, replies)
                 open_calls -= 1
             self._link.send(Frame(Kind.CALL, {**self._header, "id": index}, body))
             open_calls += 1
         while open_calls:
-            self._collect_one(replies)
+            self._collect_one(bodies, replies)
             open_calls -= 1
         return [replies[index] for index in range(len(bodies))]
 
-    def _collect_one(self, replies: dict[int, LMReply]) -> None:
+    def _collect_one(self, bodies: list[bytes | LMReply], replies: dict[int, LMReply]) -> None:
         while True:
             frame, fds = self._link.receive()
             if frame.kind is not Kind.FORK:
@@ -133,7 +137,9 @@ class _Exchange:
             if self._fork_here is None:
                 self._link.send(Frame(Kind.FORKED, {"error": "this process can't fork its session"}))
             else:
-                self._link.send(self._fork_here(frame, fds))
+                prompt = bodies[int(frame.header["id"])]
+                assert isinstance(prompt, bytes)
+                self._link.send(self._fork_here(Frame(Kind.FORK, frame.header, prompt), fds))
             for fd in fds:
                 os.close(fd)
         header = frame.header

@@ -1,0 +1,14 @@
+"""The REPL's query functions for programs that a cell starts: `from rlm_agent.repl import llm_query`.
+
+They find the session by the environment variable that every process of a session inherits.
+"""
+
+from rlm_agent.worker.query import LMReply, Queries
+
+__all__ = ["LMReply", "llm_query", "llm_query_batched", "rlm_query", "rlm_query_batched"]
+
+_queries = Queries()
+llm_query = _queries.llm_query
+llm_query_batched = _queries.llm_query_batched
+rlm_query = _queries.rlm_query
+rlm_query_batched = _queries.rlm_query_batched

@@ -1,0 +1,193 @@
+"""Calls out of a cell: concurrent, bounded, cancelled with their cell, never believed."""
+
+import asyncio
+
+import pytest
+
+from rlm_core.broker.call import Answer, Call, Failure
+from rlm_core.environment import Sandbox
+from rlm_core.session import Session
+from rlm_core.types import TokenUsage
+from tests.conftest import SPEC, echo
+
+RAW = """
+import os, socket, struct, json
+def connect():
+    s = socket.socket(socket.AF_UNIX); s.connect(os.environ["RLM_SESSION_SOCKET"]); s.settimeout(10); return s
+def frame(kind, header, body=b""):
+    h = json.dumps(header).encode() if not isinstance(header, bytes) else header
+    return struct.pack("!BII", kind, len(h), len(body)) + h + body
+"""
+
+
+async def test_a_reply_is_a_str_that_says_whether_it_is_one(session: Session) -> None:
+    result = await session.execute(
+        "r = llm_query('hi', model='m')\nprint(r, isinstance(r, str), r.ok, r.error, r.model, r.usage)\n"
+        "f = llm_query('fail now')\nprint(f, f.ok, f.error)"
+    )
+    assert result.stdout == (
+        "echo hi True True None m {'input_tokens': 2, 'output_tokens': 1}\n"
+        "Error: no answer to fail now False no answer to fail now\n"
+    )
+
+
+async def test_one_failure_in_a_batch_fails_one_slot(session: Session) -> None:
+    result = await session.execute("print([r.ok for r in llm_query_batched(['a', 'fail', 'c'])])")
+    assert result.stdout == "[True, False, True]\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("llm_query(3)", "must be a str, not int"),
+        ("llm_query('x', model=3)", "model must be a str or None"),
+        ("llm_query_batched('abc')", "must be a list of str"),
+        ("llm_query_batched(['x'] * 1_000_000)", "at most 10,000"),
+    ],
+)
+async def test_wrong_arguments_raise_in_the_cell(session: Session, code: str, message: str) -> None:
+    result = await session.execute(code)
+    assert result.error is not None and message in result.error.message
+
+
+async def test_an_over_long_prompt_says_how_long_it_may_be(session: Session) -> None:
+    result = await session.execute("print(llm_query('é' * 3_000_000))")
+    assert "3,000,000 characters (6,000,000 bytes); at most 4,194,304 bytes" in result.stdout
+
+
+async def test_calls_work_from_threads_forks_and_programs(session: Session) -> None:
+    code = """
+import multiprocessing, subprocess, sys, threading
+from concurrent.futures import ThreadPoolExecutor
+with ThreadPoolExecutor(20) as pool: print(sorted(pool.map(llm_query, [f"t{n:02}" for n in range(40)]))[-1])
+with multiprocessing.Pool(2) as pool: print(pool.map(llm_query, ["p1", "p2"]))
+program = "from rlm_agent.repl import llm_query; print(llm_query('s1'))"
+print(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout)
+print(llm_query("own"))
+"""
+    result = await session.execute(code)
+    assert result.stdout == "echo t39\n['echo p1', 'echo p2']\necho s1\n\necho own\n", result.stderr
+
+
+async def test_a_batch_is_concurrent(sandbox: Sandbox) -> None:
+    together = asyncio.Barrier(50)
+
+    async def meet(call: Call) -> Answer | Failure:
+        await together.wait()
+        return Answer(call.prompt, "m", TokenUsage())
+
+    async with Session(sandbox, SPEC, meet) as session:
+        result = await session.execute("print(llm_query_batched([str(n) for n in range(50)])[49])")
+    assert result.stdout == "49\n"
+
+
+async def test_interrupting_a_cell_cancels_its_calls(sandbox: Sandbox) -> None:
+    cancelled: list[str] = []
+    started = asyncio.Event()
+
+    async def never(call: Call) -> Answer | Failure:
+        if call.prompt != "stuck":
+            return await echo(call)
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.append(call.id)
+            raise
+        raise AssertionError
+
+    async with Session(sandbox, SPEC, never) as session:
+        running = asyncio.create_task(session.execute("x = 1\nllm_query('stuck')"))
+        await started.wait()
+        await session.interrupt()
+        assert (await running).status == "interrupted"
+        assert len(cancelled) == 1
+        assert (await session.execute("print(x, llm_query('free'))")).stdout == "1 echo free\n"
+
+
+async def test_a_call_after_its_cell_is_refused(session: Session) -> None:
+    code = """
+import threading, time
+def late():
+    gate.wait()
+    time.sleep(0.3)
+    replies.append(llm_query("late"))
+gate, replies = threading.Event(), []
+thread = threading.Thread(target=late); thread.start(); gate.set()
+"""
+    await session.execute(code)
+    # The thread's call comes between cells: nobody pays for it.
+    while "Error" not in (await session.read_variable("replies")):
+        await asyncio.sleep(0.02)
+    assert "no cell is running" in await session.read_variable("replies")
+
+
+async def test_forged_and_repeated_ids_and_malformed_frames_only_hurt_their_connection(session: Session) -> None:
+    code = RAW + """
+def closed(data):
+    s = connect(); s.sendall(data)
+    try:
+        return s.recv(1) == b""
+    except OSError:
+        return True
+print("garbage", closed(b"\\xff" * 64))
+print("unknown kind", closed(frame(99, {})))
+print("not json", closed(frame(20, b"{nope")))
+print("deep json", closed(frame(20, b"[" * 100_000)))
+print("no id", closed(frame(20, {"kind": "llm"})))
+print("worker kind", closed(frame(11, {"id": 1, "cell": "c1", "status": "ok"})))
+print("oversized", closed(struct.pack("!BII", 20, 10, 1 << 30)))
+print("twice", closed(frame(20, {"id": 1, "kind": "llm"}, b"slow") * 2))
+s = connect(); s.sendall(frame(20, {"id": 5, "kind": "root", "call_id": "c1/1", "depth": 0}, b"x"))
+print("bad kind", b"not a valid call" in s.recv(1000))
+print(llm_query("fine"))
+"""
+    result = await session.execute(code)
+    lines = result.stdout.splitlines()
+    assert all(line.endswith("True") for line in lines[:-1]), result.stdout + result.stderr
+    assert len(lines) == 10 and lines[-1] == "echo fine"
+    assert (await session.execute("print('on')")).stdout == "on\n"
+
+
+async def test_a_flood_of_calls_does_not_reach_the_host_all_at_once(sandbox: Sandbox) -> None:
+    in_flight = most = 0
+    gate = asyncio.Event()
+
+    async def slow(call: Call) -> Answer | Failure:
+        nonlocal in_flight, most
+        in_flight += 1
+        most = max(most, in_flight)
+        if most >= 200:
+            gate.set()
+        await gate.wait()
+        in_flight -= 1
+        return Answer("ok", "m", TokenUsage())
+
+    code = RAW + """
+import threading
+done = []
+def flood():
+    s = connect()
+    data = b"".join(frame(20, {"id": n, "kind": "llm"}, b"x") for n in range(1000))
+    threading.Thread(target=s.sendall, args=(data,), daemon=True).start()
+    got = 0
+    while got < 20_000: got += len(s.recv(1 << 16))
+    done.append(1)
+threads = [threading.Thread(target=flood) for _ in range(20)]
+[t.start() for t in threads]; [t.join() for t in threads]
+print(len(done))
+"""
+    async with Session(sandbox, SPEC, slow) as session, Session(sandbox, SPEC, echo) as other:
+        flooded = asyncio.create_task(session.execute(code))
+        assert (await other.execute("print(llm_query('meanwhile'))")).stdout == "echo meanwhile\n"
+        assert (await flooded).stdout == "20\n"
+    assert most <= 1024
+
+
+async def test_a_client_that_never_reads_its_replies_harms_nobody(session: Session) -> None:
+    code = RAW + """
+s = connect()
+s.sendall(b"".join(frame(20, {"id": n, "kind": "llm"}, b"x" * 1000) for n in range(500)))
+print(llm_query("other thread"))
+"""
+    assert (await session.execute(code)).stdout == "echo other thread\n"
