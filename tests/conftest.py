@@ -41,7 +41,11 @@ async def echo(call: Call) -> Answer | Failure:
     """The sub-LM of most tests: says what it was asked."""
     if call.prompt.startswith("fail"):
         return Failure("PROVIDER", f"no answer to {call.prompt}")
-    return Answer(f"echo {call.prompt}", call.model or "echo", TokenUsage(input_tokens=len(call.prompt), output_tokens=1))
+    return Answer(
+        f"echo {call.prompt}",
+        call.model or "echo",
+        TokenUsage(input_tokens=len(call.prompt), output_tokens=1),
+    )
 
 
 @pytest_asyncio.fixture

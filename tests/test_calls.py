@@ -122,8 +122,12 @@ thread = threading.Thread(target=late); thread.start(); gate.set()
     assert "no cell is running" in await session.read_variable("replies")
 
 
-async def test_forged_and_repeated_ids_and_malformed_frames_only_hurt_their_connection(session: Session) -> None:
-    code = RAW + """
+async def test_forged_and_repeated_ids_and_malformed_frames_only_hurt_their_connection(
+    session: Session,
+) -> None:
+    code = (
+        RAW
+        + """
 def closed(data):
     s = connect(); s.sendall(data)
     try:
@@ -142,6 +146,7 @@ s = connect(); s.sendall(frame(20, {"id": 5, "kind": "root", "call_id": "c1/1", 
 print("bad kind", b"not a valid call" in s.recv(1000))
 print(llm_query("fine"))
 """
+    )
     result = await session.execute(code)
     lines = result.stdout.splitlines()
     assert all(line.endswith("True") for line in lines[:-1]), result.stdout + result.stderr
@@ -163,7 +168,9 @@ async def test_a_flood_of_calls_does_not_reach_the_host_all_at_once(sandbox: San
         in_flight -= 1
         return Answer("ok", "m", TokenUsage())
 
-    code = RAW + """
+    code = (
+        RAW
+        + """
 import threading
 done = []
 def flood():
@@ -177,6 +184,7 @@ threads = [threading.Thread(target=flood) for _ in range(20)]
 [t.start() for t in threads]; [t.join() for t in threads]
 print(len(done))
 """
+    )
     async with Session(sandbox, SPEC, slow) as session, Session(sandbox, SPEC, echo) as other:
         flooded = asyncio.create_task(session.execute(code))
         assert (await other.execute("print(llm_query('meanwhile'))")).stdout == "echo meanwhile\n"
@@ -185,9 +193,12 @@ print(len(done))
 
 
 async def test_a_client_that_never_reads_its_replies_harms_nobody(session: Session) -> None:
-    code = RAW + """
+    code = (
+        RAW
+        + """
 s = connect()
 s.sendall(b"".join(frame(20, {"id": n, "kind": "llm"}, b"x" * 1000) for n in range(500)))
 print(llm_query("other thread"))
 """
+    )
     assert (await session.execute(code)).stdout == "echo other thread\n"

@@ -23,13 +23,21 @@ SCALARS = (
     | st.text(st.characters(codec=None))  # surrogates included
     | st.binary()
 )
-KEYS = st.text(st.characters(codec=None)) | st.integers() | st.booleans() | st.none() | st.floats(allow_nan=False)
+KEYS = (
+    st.text(st.characters(codec=None))
+    | st.integers()
+    | st.booleans()
+    | st.none()
+    | st.floats(allow_nan=False)
+)
 VALUES = st.recursive(
     SCALARS,
-    lambda inner: st.lists(inner)
-    | st.dictionaries(KEYS, inner)
-    | st.tuples(inner, inner)
-    | st.dictionaries(st.just("__rlm__"), inner),
+    lambda inner: (
+        st.lists(inner)
+        | st.dictionaries(KEYS, inner)
+        | st.tuples(inner, inner)
+        | st.dictionaries(st.just("__rlm__"), inner)
+    ),
     max_leaves=20,
 )
 
@@ -53,7 +61,17 @@ def test_any_value_comes_back_the_same(value: Any) -> None:
     assert same(sandbox_half.decode(memoryview(encoded.data), encoded.kind), value)
 
 
-TEXTS = ["", "\x00", "a\r\nb\rc\n", "\ud800 lone \udfff", "\ud83d\ude00", 'ends with """', "'", "\\", "e\u0301 ﷽ 🙂"]
+TEXTS = [
+    "",
+    "\x00",
+    "a\r\nb\rc\n",
+    "\ud800 lone \udfff",
+    "\ud83d\ude00",
+    'ends with """',
+    "'",
+    "\\",
+    "e\u0301 ﷽ 🙂",
+]
 
 
 @pytest.mark.parametrize("text", TEXTS)

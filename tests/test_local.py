@@ -63,10 +63,14 @@ async def test_no_key_is_anywhere_a_cell_can_read(monkeypatch: pytest.MonkeyPatc
         async with Session(sandbox, environment.spec, echo) as session:
             # Put together here, so that the search does not find itself.
             code = f"SECRET = {SECRET[:5]!r} + {SECRET[5:]!r}\n{READ_EVERYTHING}"
-            control = await session.execute(f"import os\nos.environ['LEAK'] = {SECRET[:5]!r} + {SECRET[5:]!r}\n{code}")
+            control = await session.execute(
+                f"import os\nos.environ['LEAK'] = {SECRET[:5]!r} + {SECRET[5:]!r}\n{code}"
+            )
             assert "'environ'" in control.stdout  # the search finds what is there
         async with Session(sandbox, environment.spec, echo) as session:
-            result = await session.execute(code.replace("(f\"{pid}/mem\"", "(f\"{pid}/mem\" if pid != me else 'own'"))
+            result = await session.execute(
+                code.replace('(f"{pid}/mem"', "(f\"{pid}/mem\" if pid != me else 'own'")
+            )
         assert result.stdout.startswith("True"), result.stdout + result.stderr
         hits = result.stdout.partition("[")[2]
         assert not hits.replace("'own'", "").strip("], \n"), result.stdout
@@ -85,12 +89,16 @@ async def test_the_agents_token_is_in_no_environment_and_no_argument(monkeypatch
         await sandbox.stop()
 
 
-async def test_the_environment_is_an_allow_list_and_what_the_user_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_environment_is_an_allow_list_and_what_the_user_passes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("SOMETHING", "of the host")
     environment = make_environment("local", {"env": {"PASSED": "yes"}})
     sandbox = await environment.start()
     async with Session(sandbox, environment.spec, echo) as session:
-        result = await session.execute("import os; print(sorted(os.environ)); print(os.environ['PASSED'], os.getcwd())")
+        result = await session.execute(
+            "import os; print(sorted(os.environ)); print(os.environ['PASSED'], os.getcwd())"
+        )
     await sandbox.stop()
     names, second = result.stdout.splitlines()
     assert "SOMETHING" not in names and "PASSED" in names

@@ -26,12 +26,16 @@ print("error", file=sys.stderr)
 
 
 async def test_c_code_that_does_not_flush_is_captured_in_its_own_cell(session: Session) -> None:
-    assert (await session.execute("import ctypes; _ = ctypes.CDLL(None).puts(b'held back')")).stdout == "held back\n"
+    assert (
+        await session.execute("import ctypes; _ = ctypes.CDLL(None).puts(b'held back')")
+    ).stdout == "held back\n"
     assert (await session.execute("print('next')")).stdout == "next\n"
 
 
 async def test_output_arrives_while_the_cell_runs(session: Session, recorder: Recorder) -> None:
-    code = "import os, time\nprint('first')\nwhile not os.path.exists('go'): time.sleep(0.01)\nprint('second')"
+    code = (
+        "import os, time\nprint('first')\nwhile not os.path.exists('go'): time.sleep(0.01)\nprint('second')"
+    )
     running = asyncio.create_task(session.execute(code))
     await recorder.saw("first")
     assert not running.done() and "second" not in recorder.text
@@ -92,7 +96,9 @@ def test_a_gigabyte_printed_costs_the_host_under_32_mb() -> None:
         asyncio.run(main())
         """
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=100, check=True
+    )
     written, kilobytes = map(int, done.stdout.split())
     assert written == 1 << 30
     assert kilobytes < 32 << 10, f"{kilobytes} kB (page size {resource.getpagesize()})"

@@ -135,7 +135,10 @@ async def test_memory_over_the_limit_loses_nothing(sandbox: Sandbox) -> None:
         assert result.error is not None and result.error.type == "MemoryError"
         dies = await session.execute("kept = 0\nblocks = []\nwhile True: blocks.append(' ' * 10_000_000)")
         assert dies.status in ("error", "rolled_back")
-        assert (await session.execute("print(sum(kept) if kept else 0, 1 + 1)")).stdout in ("499500 2\n", "0 2\n")
+        assert (await session.execute("print(sum(kept) if kept else 0, 1 + 1)")).stdout in (
+            "499500 2\n",
+            "0 2\n",
+        )
 
 
 async def test_five_hundred_deaths_leave_no_zombie_no_fd_no_process(sandbox: Sandbox) -> None:
@@ -202,13 +205,17 @@ async def test_numpy_and_pools_that_are_closed_do_not_cost_the_checkpoint(sessio
 
 
 async def test_a_child_that_the_cell_forks_never_reports_for_it(session: Session) -> None:
-    result = await session.execute("import os\npid = os.fork()\nif pid: os.waitpid(pid, 0)\nprint('once' if pid else 'child')")
+    result = await session.execute(
+        "import os\npid = os.fork()\nif pid: os.waitpid(pid, 0)\nprint('once' if pid else 'child')"
+    )
     assert result.status == "ok"
     assert sorted(result.stdout.split()) == ["child", "once"]
     assert (await session.execute("print('next')")).stdout == "next\n"
 
 
-async def test_killing_the_checkpoint_and_then_oneself_ends_the_session_with_a_clear_error(session: Session) -> None:
+async def test_killing_the_checkpoint_and_then_oneself_ends_the_session_with_a_clear_error(
+    session: Session,
+) -> None:
     await session.execute("x = 1")
     with pytest.raises(SandboxLost, match="session"):
         await session.execute("import os\nos.kill(os.getppid(), 9)\nos.kill(os.getpid(), 9)")

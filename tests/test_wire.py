@@ -26,7 +26,9 @@ async def status_of(work: object) -> tuple[grpc.StatusCode, str]:
 def test_every_grpc_status_is_mapped() -> None:
     assert set(KINDS) == set(grpc.StatusCode)
     for code in grpc.StatusCode:
-        error = from_rpc_error(grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), "\x1b[31mred"))
+        error = from_rpc_error(
+            grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), "\x1b[31mred")
+        )
         assert isinstance(error, RLMError) and "\x1b" not in str(error) and "\\x1b" in str(error)
 
 

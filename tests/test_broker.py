@@ -1,0 +1,133 @@
+"""The broker: seams in their order, deadlines, concurrency, usage."""
+
+import asyncio
+
+import pytest
+
+from rlm_core import CallFailed, LMRequest, LMResponse, ProviderRejected, ScriptedClient
+from rlm_core.broker.broker import Broker, BrokerConfig, Models
+from rlm_core.broker.call import Answer, Call, Failure
+from rlm_core.types import TokenUsage
+
+
+def call(prompt: str = "p", number: int = 1, **changes: object) -> Call:
+    values: dict[str, object] = {"id": f"c1/{number}", "session_id": "s", "cell_id": "c1", "kind": "llm"}
+    values |= {"prompt": prompt, "model": None, "depth": 1, **changes}
+    return Call(**values)  # type: ignore[arg-type]
+
+
+class Recording:
+    """Policy, budget and journal in one: notes the order in which the broker asks them."""
+
+    def __init__(self, refuse: str = "") -> None:
+        self.steps: list[str] = []
+        self.refuse = refuse
+
+    def check(self, call: Call) -> None:
+        self._step("check")
+
+    def reserve(self, call: Call) -> object:
+        self._step("reserve")
+        return "reserved"
+
+    def settle(self, reservation: object, answer: Answer | None) -> None:
+        assert reservation == "reserved"
+        self._step("settle" if answer else "settle nothing")
+
+    def recorded(self, call: Call) -> Answer | None:
+        self._step("recorded")
+        return None
+
+    def begin(self, call: Call) -> None:
+        self._step("begin")
+
+    def end(self, call: Call, answer: Answer) -> None:
+        self._step("end")
+
+    def cell_ended(self, session_id: str, cell_id: str, *, rolled_back: bool) -> None:
+        self._step("cell ended")
+
+    def _step(self, name: str) -> None:
+        self.steps.append(name)
+        if name == self.refuse:
+            raise CallFailed("BUDGET", "no more")
+
+
+def broker(client: ScriptedClient, seams: Recording | None = None, **config: object) -> Broker:
+    if seams is not None:
+        config |= {"policy": seams, "budget": seams, "journal": seams}
+    return Broker(Models([client]), BrokerConfig(**config))  # type: ignore[arg-type]
+
+
+async def test_the_seams_are_asked_in_their_order() -> None:
+    seams = Recording()
+    result = await broker(ScriptedClient(["a"]), seams).handle(call())
+    assert result == Answer("a", "scripted", TokenUsage(0, 0))
+    assert seams.steps == ["check", "recorded", "reserve", "begin", "end", "settle"]
+
+
+async def test_what_was_reserved_is_given_back_when_the_provider_fails() -> None:
+    seams = Recording()
+    result = await broker(ScriptedClient([ProviderRejected("no")]), seams).handle(call())
+    assert result == Failure("PROVIDER", "no")
+    assert seams.steps == ["check", "recorded", "reserve", "begin", "settle nothing"]
+
+
+@pytest.mark.parametrize("step", ["check", "reserve"])
+async def test_a_refused_call_is_never_sent(step: str) -> None:
+    client = ScriptedClient(["a"])
+    assert await broker(client, Recording(step)).handle(call()) == Failure("BUDGET", "no more")
+    assert client.requests == []
+
+
+async def test_a_call_without_an_answer_in_time_fails() -> None:
+    async def never(request: LMRequest) -> str:
+        await asyncio.Event().wait()
+        return ""
+
+    result = await broker(ScriptedClient(never), call_timeout=0.05).handle(call())
+    assert isinstance(result, Failure) and result.code == "DEADLINE"
+
+
+async def test_no_more_calls_than_allowed_are_on_their_way() -> None:
+    now = most = 0
+
+    async def count(request: LMRequest) -> str:
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        now -= 1
+        return "a"
+
+    one = broker(ScriptedClient(count), max_concurrent_calls=5)
+    results = await asyncio.gather(*(one.handle(call(number=number)) for number in range(40)))
+    assert len(results) == 40 and most == 5
+
+
+async def test_usage_is_the_sum_of_all_calls_and_each_cell_has_its_record() -> None:
+    replies = [
+        LMResponse("a", "m", TokenUsage(10, 1, 2, 3, 0.5)),
+        LMResponse("b", "m", TokenUsage(20, 2)),
+        ProviderRejected("no"),
+    ]
+    one = broker(ScriptedClient(replies))
+    for number in range(3):
+        await one.handle(call(number=number))
+    assert one.usage().model_usage_summaries["m"].to_dict() == {
+        "total_calls": 2,
+        "total_input_tokens": 30,
+        "total_output_tokens": 3,
+        "total_cost": 0.5,
+        "total_cached_tokens": 2,
+        "total_reasoning_tokens": 3,
+    }
+    records = one.cell_ended("s", "c1", rolled_back=False)
+    assert [(record.response, record.error) for record in records] == [("a", None), ("b", None), ("", "no")]
+    assert one.cell_ended("s", "c1", rolled_back=False) == []
+
+
+async def test_an_unknown_kind_is_refused() -> None:
+    result = await broker(ScriptedClient(["a"])).handle(call(kind=""))
+    assert isinstance(result, Failure) and result.code == "INVALID"

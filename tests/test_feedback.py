@@ -1,0 +1,66 @@
+"""Nothing the root LM does is met with silence."""
+
+from rlm_core.cell import CellResult
+from rlm_core.feedback import (
+    EMPTY,
+    NUDGE,
+    OUTPUT_CHARS,
+    SAME_CODE,
+    SAME_REPLY,
+    UNLABELLED,
+    TurnOutcome,
+    feedback,
+    show,
+)
+
+
+def outcome(reply: str, code: str = "", **result: object) -> TurnOutcome:
+    if not code:
+        return TurnOutcome(reply)
+    return TurnOutcome(reply, (code,), (CellResult("c1", **{"status": "ok", **result}),))  # type: ignore[arg-type]
+
+
+def test_no_code_gets_a_nudge_and_an_empty_reply_says_so() -> None:
+    assert feedback(outcome("I think it is 42."), None) == NUDGE
+    assert feedback(outcome("  \n"), None) == EMPTY
+
+
+def test_the_same_reply_and_the_same_code_get_a_remark() -> None:
+    first, other = outcome("plan", "x"), outcome("other words", "x\n")
+    assert SAME_REPLY in feedback(first, first)
+    assert SAME_CODE in feedback(other, first)
+    assert SAME_CODE not in feedback(outcome("plan", "y"), first)
+    assert SAME_REPLY in feedback(outcome("text"), outcome("text"))
+
+
+def test_unlabelled_code_is_remarked_on() -> None:
+    assert feedback(TurnOutcome("r", ("x",), (CellResult("c1", "ok"),), unlabelled=True), None).startswith(
+        UNLABELLED
+    )
+
+
+def test_long_output_keeps_head_and_tail() -> None:
+    text = show(CellResult("c1", "ok", stdout="HEAD" + "x" * 100_000 + "TAIL"))
+    assert text.startswith("HEAD") and text.endswith("TAIL") and len(text) < OUTPUT_CHARS + 100
+    assert "of 100,008 characters left out" in text
+
+
+def test_what_happened_to_a_cell_is_told() -> None:
+    assert "SIGSEGV" in show(CellResult("c1", "rolled_back", rollback="SIGSEGV"))
+    assert "as it was before" in show(CellResult("c1", "rolled_back", rollback="x"))
+    assert "time was up" in show(CellResult("c1", "timeout"))
+    assert "interrupted" in show(CellResult("c1", "interrupted"))
+    assert "no output" in show(CellResult("c1", "ok"))
+    assert "[variables: a, b]" in show(CellResult("c1", "ok", variables={"a": "int", "b": "str"}))
+    assert "[a remark]" in show(CellResult("c1", "ok", notices=("a remark",)))
+
+
+def test_control_characters_are_made_visible() -> None:
+    assert show(CellResult("c1", "ok", stdout="\x1b[31m\u202ered")) == "\\x1b[31m\\u202ered"
+
+
+def test_each_of_several_blocks_has_its_output() -> None:
+    two = TurnOutcome(
+        "r", ("a", "b"), (CellResult("c1", "ok", stdout="1"), CellResult("c2", "ok", stdout="2"))
+    )
+    assert feedback(two, None) == "Output of block 1 of 2:\n1\n\nOutput of block 2 of 2:\n2"

@@ -1,0 +1,144 @@
+"""The OpenAI client against a real HTTP server."""
+
+import socket
+from typing import Any
+
+import pytest
+
+from rlm_core import (
+    RLM,
+    ConfigError,
+    EmptyReply,
+    ProviderError,
+    ProviderOverloaded,
+    ProviderRefused,
+    ProviderRejected,
+    ProviderUnreachable,
+)
+from rlm_core.clients import LMRequest, make_client
+from rlm_core.types import TokenUsage
+from tests.support.lm_server import lm_server
+
+REPL = "```repl\nFINAL(llm_query('sub') + str(len(context)))\n```"
+
+
+def openai(base_url: str, **kwargs: Any) -> dict[str, Any]:
+    backend_kwargs = {"model_name": "m", "base_url": base_url, "max_retries": 0, **kwargs}
+    return {"backend": "openai", "backend_kwargs": backend_kwargs}
+
+
+def test_a_whole_run_over_http() -> None:
+    with lm_server(lambda request: "sub says " if len(request["messages"]) == 1 else REPL) as server:
+        with RLM(**openai(server.base_url), sampling_args={"temperature": 0.5, "max_tokens": 9}) as rlm:
+            completion = rlm.completion("x" * 50, root_prompt="q")
+    assert completion.response == "sub says 50"
+    assert completion.usage_summary.to_dict() == {
+        "model_usage_summaries": {
+            "m": {
+                "total_calls": 2,
+                "total_input_tokens": 22,
+                "total_output_tokens": 6,
+                "total_cost": 0.5,
+                "total_cached_tokens": 0,
+                "total_reasoning_tokens": 0,
+            }
+        },
+        "total_cost": 0.5,
+    }
+    assert server.requests[0]["temperature"] == 0.5 and server.requests[0]["max_completion_tokens"] == 9
+
+
+def test_sub_sampling_args_are_for_the_sub_lm_only() -> None:
+    with lm_server(lambda request: "s" if len(request["messages"]) == 1 else REPL) as server:
+        with RLM(**openai(server.base_url), sub_sampling_args={"temperature": 1}) as rlm:
+            rlm.completion("x")
+    assert [request.get("temperature") for request in server.requests] == [None, 1]
+
+
+def test_a_key_goes_only_to_its_own_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    with lm_server(lambda request: "FINAL(1)") as server:
+        with RLM(**openai(server.base_url)) as rlm:
+            rlm.completion("x")
+        monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+        with RLM(backend="openai", backend_kwargs={"model_name": "m"}) as rlm:
+            rlm.completion("x")
+        with RLM(**openai(server.base_url, api_key="mine")) as rlm:
+            rlm.completion("x")
+    assert "sk-secret" not in repr(server.headers)
+    assert "Bearer mine" in repr(server.headers)
+
+
+@pytest.mark.parametrize(
+    ("reply", "error", "message"),
+    [
+        ((401, {"error": {"message": "bad key"}}), ProviderRefused, "refused the API key.*bad key"),
+        ((403, {"error": {"message": "no"}}), ProviderRefused, "refused"),
+        ((404, {"error": {"message": "no such model"}}), ProviderRejected, "no such model"),
+        ((400, {"error": {"message": "too\n long \x1b[31m"}}), ProviderRejected, r"too long \\x1b\[31m"),
+        ((429, {"error": {"message": "slow down"}}), ProviderOverloaded, "slow down"),
+        ((500, {"error": {"message": "oops"}}), ProviderOverloaded, "oops"),
+        ((200, {"something": "else"}), ProviderError, "is it an OpenAI API"),
+        (None, EmptyReply, "3 empty replies"),
+        ("", EmptyReply, "3 empty replies"),
+    ],
+)
+def test_what_a_provider_does_wrong_is_one_clear_line(
+    reply: Any, error: type[Exception], message: str
+) -> None:
+    with lm_server(lambda request: reply) as server, RLM(**openai(server.base_url)) as rlm:
+        with pytest.raises(error, match=message) as caught:
+            rlm.completion("x")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unreachable_server_is_one_clear_line() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
+        with RLM(**openai(url)) as rlm, pytest.raises(ProviderUnreachable, match="is the server running"):
+            rlm.completion("x")
+
+
+def test_an_empty_reply_to_a_sub_call_fails_that_call() -> None:
+    script = iter(["```repl\nprint(llm_query('sub'))\n```", "```repl\nFINAL(1)\n```"])
+    with lm_server(lambda request: None if len(request["messages"]) == 1 else next(script)) as server:
+        with RLM(**openai(server.base_url)) as rlm:
+            rlm.completion("x")
+    assert "Error: model 'm' gave an empty reply" in server.requests[2]["messages"][-1]["content"]
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({}, "needs backend_kwargs"),
+        ({"model_name": "m"}, "set OPENAI_API_KEY"),
+        ({"model_name": "m", "api_key": "k", "nonsense": 1}, "nonsense"),
+    ],
+)
+def test_wrong_arguments_say_what_to_do(kwargs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_client("openai", kwargs)
+
+
+async def test_usage_is_read_where_it_is_told() -> None:
+    details = {
+        "usage": {
+            "prompt_tokens": 10,
+            "completion_tokens": 5,
+            "total_tokens": 15,
+            "prompt_tokens_details": {"cached_tokens": 4},
+            "completion_tokens_details": {"reasoning_tokens": 2},
+        }
+    }
+    from tests.support.lm_server import completion
+
+    with lm_server(lambda request: (200, completion("a", "m") | details)) as server:
+        client = make_client("openai", openai(server.base_url)["backend_kwargs"])
+        response = await client.complete(LMRequest.of_prompt("x"))
+        await client.aclose()
+    assert response.usage == TokenUsage(10, 5, 4, 2, None)
+    with lm_server(lambda request: (200, completion("a", "m") | {"usage": None})) as server:
+        client = make_client("openai", openai(server.base_url)["backend_kwargs"])
+        assert (await client.complete(LMRequest.of_prompt("x"))).usage == TokenUsage()
+        await client.aclose()
