@@ -6,6 +6,7 @@ The async API goes through it too: a caller's loop is then never blocked by ours
 
 import asyncio
 import concurrent.futures
+import contextlib
 import os
 import threading
 from collections.abc import Coroutine
@@ -18,7 +19,13 @@ class Portal:
     def __init__(self) -> None:
         self.pid = os.getpid()
         self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name="rlm-core", daemon=True).start()
+        threading.Thread(target=self._serve, name="rlm-core", daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            # These two leave the loop as well as their task, which has them: the other runs go on.
+            with contextlib.suppress(KeyboardInterrupt, SystemExit):
+                self._loop.run_forever()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run to the end and return its result; an interrupt of the caller cancels it and waits for it."""

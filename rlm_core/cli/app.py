@@ -14,6 +14,7 @@ from rlm_core.errors import RLMError, UsageError
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Recursive Language Models over texts of any length, with their code in a sandbox.",
 )

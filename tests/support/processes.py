@@ -1,25 +1,19 @@
 """What the tests ask the kernel about processes."""
 
+import contextlib
 import os
 from pathlib import Path
 
-
-def _children(pid: int) -> list[int]:
-    found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        found += [int(child) for child in (task / "children").read_text().split()]
-    return found
+from rlm_agent.worker import process
 
 
 def descendants(pid: int) -> dict[int, str]:
     """Pid to state and name of everything below a process."""
     found: dict[int, str] = {}
-    queue = [pid]
-    while queue:
-        for child in _children(queue.pop()):
+    for child in process.descendants(pid):
+        with contextlib.suppress(OSError):  # it has gone since
             stat = Path(f"/proc/{child}/stat").read_text()
             found[child] = f"{stat.rpartition(')')[2].split()[0]} {stat}"
-            queue.append(child)
     return found
 
 

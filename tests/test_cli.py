@@ -1,0 +1,160 @@
+"""The command as a person uses it: a process of its own, its output and its exit code."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.lm_server import lm_server
+
+RLM = [str(Path(sys.executable).parent / "rlm")]
+ANSWER = "```repl\nFINAL(f'{len(context)} {type(context).__name__}')\n```"
+
+
+def rlm(*args: str, stdin: bytes = b"", **env: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [*RLM, *args],
+        input=stdin,
+        capture_output=True,
+        timeout=60,
+        env={"PATH": os.environ["PATH"], "HOME": "/nonexistent", "LANG": "C.UTF-8", **env},
+    )
+    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def test_run_asks_a_server_about_a_file(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("x" * 1234)
+    with lm_server(lambda request: ANSWER) as server:
+        done = rlm(
+            "run",
+            "how long?",
+            "--context",
+            str(tmp_path / "a.txt"),
+            "--model",
+            "m",
+            "--base-url",
+            server.base_url,
+        )
+    assert (done.returncode, done.stdout) == (0, "1234 str\n"), done.stderr
+    assert "no security boundary" in done.stderr
+    assert "Question: how long?" in server.requests[0]["messages"][1]["content"]
+
+
+def test_json_is_one_object_on_stdout(tmp_path: Path) -> None:
+    with lm_server(lambda request: ANSWER) as server:
+        done = rlm(
+            "run", "q", "-c", "-", "--model", "m", "--base-url", server.base_url, "--json", "--log-dir", str(tmp_path / "logs"),
+            stdin="é\r\n".encode(),
+        )  # fmt: skip
+    result = json.loads(done.stdout)
+    assert set(result) == {"response", "status", "usage", "execution_time", "iterations", "run_id", "log"}
+    assert result["response"] == "3 str" and result["status"] == "answered" and result["iterations"] == 1
+    assert Path(result["log"]).exists() and result["run_id"] in result["log"]
+
+
+def test_folders_and_several_sources(tmp_path: Path) -> None:
+    (tmp_path / "one.txt").write_text("1")
+    (tmp_path / "two.txt").write_text("2")
+    with lm_server(lambda request: "```repl\nFINAL(context)\n```") as server:
+        options = ["--model", "m", "--base-url", server.base_url]
+        folder = rlm("run", "q", "-c", str(tmp_path), *options)
+        several = rlm("run", "q", "-c", f"{tmp_path}/one.txt", "-c", "-", *options, stdin=b"\xff")
+    assert folder.stdout == "{'one.txt': '1', 'two.txt': '2'}\n"
+    assert several.stdout == f"{{'{tmp_path}/one.txt': '1', '-': b'\\xff'}}\n"
+
+
+def test_verbose_shows_the_turns_on_stderr() -> None:
+    with lm_server(lambda request: ANSWER) as server:
+        done = rlm("run", "q", "--model", "m", "--base-url", server.base_url, "--verbose")
+    assert done.stdout == "0 str\n" and "turn 1 of 30" in done.stderr and "FINAL(" in done.stderr
+
+
+def test_a_limit_is_exit_code_1_with_the_best_effort() -> None:
+    with lm_server(lambda request: "thinking") as server:
+        args = ["run", "q", "--model", "m", "--base-url", server.base_url, "--max-iterations", "2", "--json"]
+        done = rlm(*args)
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["status"] == "max_iterations"
+    assert "no answer within 2 turns" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (
+            ["--context", "/no/such/file", "--model", "m", "--base-url", "http://127.0.0.1:9"],
+            2,
+            "No such file",
+        ),
+        (["--backend", "opnai"], 2, "unknown backend 'opnai'; known: openai, scripted"),
+        (["--env", "dokker", "--model", "m"], 2, "unknown environment 'dokker'"),
+        (["--model", "m"], 2, "set OPENAI_API_KEY"),
+        ([], 2, "model_name"),
+        (["--model", "m", "--base-url", "http://127.0.0.1:9/v1"], 1, "can't reach http://127.0.0.1:9/v1"),
+        (["--max-iterations", "many"], 2, "--max-iterations"),
+        (["--max-depth", "5", "--model", "m"], 2, "max_depth=5 is not served yet"),
+    ],
+)
+def test_what_is_wrong_is_one_line_and_an_exit_code(args: list[str], code: int, message: str) -> None:
+    done = rlm("run", "q", *args)
+    assert done.returncode == code, done.stderr
+    assert message in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr and done.stdout == ""
+
+
+def test_a_refused_key_is_one_line() -> None:
+    with lm_server(lambda request: (401, {"error": {"message": "Incorrect API key"}})) as server:
+        done = rlm("run", "q", "--model", "m", "--base-url", server.base_url, "--json")
+    assert done.returncode == 1 and "refused the API key" in done.stderr
+    assert json.loads(done.stdout)["status"] == "failed"
+
+
+def test_the_demo_does_the_main_job(tmp_path: Path) -> None:
+    done = rlm("demo", "--log-dir", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (
+        "4,304,250 characters" in done.stdout
+        and "Right: the same as computed from the whole text" in done.stdout
+    )
+    assert "turn 4 of 30" in done.stdout and "rlm run" in done.stdout
+    (log,) = tmp_path.glob("*.jsonl")
+    iterations = [json.loads(line) for line in log.read_text().splitlines()][1:-1]
+    assert len(iterations[1]["code_blocks"][0]["result"]["rlm_calls"]) > 60
+
+
+def test_the_demo_takes_another_text(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("Then came Anna and met Boris, but Anna left Boris for Carl.\n" * 10_000)
+    done = rlm("demo", "--text", str(path), "--log-dir", str(tmp_path / "logs"))
+    assert done.returncode == 0 and "Right:" in done.stdout, done.stdout + done.stderr
+    assert rlm("demo", "--text", "/no/such/file").returncode == 2
+
+
+def test_the_demo_notices_a_wrong_answer(tmp_path: Path) -> None:
+    """The check can fail: with a truth that is not that of the text, it does."""
+    from rlm_core.demo import task
+
+    text = "was Anna there, and Boris too. " * 10
+    assert task.truth(text) != task.truth(text + "of Boris")
+
+
+def test_doctor_tells_what_works_and_shows_no_key() -> None:
+    secret = "sk-doctor-must-not-show"
+    done = rlm("doctor", "--json", OPENAI_API_KEY=secret)
+    report: dict[str, Any] = json.loads(done.stdout)
+    assert done.returncode == 0 and secret not in done.stdout + done.stderr
+    assert report["keys"]["OPENAI_API_KEY"] is True and report["keys"]["ANTHROPIC_API_KEY"] is False
+    (local,) = [each for each in report["environments"] if each["name"] == "local"]
+    assert local["works"] and not local["isolated"] and "network" in local["cannot_enforce"]
+    text = rlm("doctor").stdout
+    assert "huge pages" in text and "local" in text and "no security boundary" in text
+
+
+def test_version_and_help() -> None:
+    assert rlm("--version").stdout == "rlm-sandbox 0.1.0\n"
+    assert "run" in rlm("--help").stdout
+    assert rlm("nonsense").returncode == 2
