@@ -7,12 +7,13 @@ types that JSON has not got are tagged. The sandbox's half is `rlm_agent/worker/
 import base64
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rlm_core.errors import ConfigError
+from rlm_core.limits import CHUNK
 
 TAG = "__rlm__"
 HEAD_CHARS = 600
@@ -22,23 +23,42 @@ LISTED_ITEMS = 8
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
+    """A context on its way: never a second copy of it in memory."""
+
     kind: str
     """text, bytes or json."""
-    data: bytes
+    content: str | bytes
+
+    def chunks(self) -> Iterator[bytes]:
+        """Its bytes, at most CHUNK at a time."""
+        if isinstance(self.content, bytes):
+            for start in range(0, len(self.content), CHUNK):
+                yield self.content[start : start + CHUNK]
+            return
+        characters = CHUNK // 4
+        for start in range(0, len(self.content), characters):
+            yield self.content[start : start + characters].encode("utf-8", "surrogatepass")
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        if isinstance(self.content, bytes) or self.content.isascii():
+            return len(self.content)
+        return sum(len(chunk) for chunk in self.chunks())
 
 
 def encode(value: Any) -> Encoded:
-    """The exact bytes of a context.
+    """A context in the form in which it travels.
 
     Raises:
         ConfigError: a type that can't be sent; names it and where it is.
     """
     if isinstance(value, str):
-        return Encoded("text", value.encode("utf-8", "surrogatepass"))
+        return Encoded("text", value)
     if isinstance(value, bytes):
         return Encoded("bytes", value)
     text = json.dumps(_tagged(value, "context"), ensure_ascii=False, separators=(",", ":"))
-    return Encoded("json", text.encode("utf-8", "surrogatepass"))
+    return Encoded("json", text)
 
 
 def _tagged(value: Any, where: str) -> Any:

@@ -113,14 +113,18 @@ class RunLog:
 def _store_context(folder: Path, context: Any) -> dict[str, Any]:
     """Write the context's bytes under their hash, unless they are there; what the log says of them."""
     encoded = encode(context)
-    digest = hashlib.sha256(encoded.data).hexdigest()
+    hashed, size = hashlib.sha256(), 0
+    for chunk in encoded.chunks():
+        hashed.update(chunk)
+        size += len(chunk)
+    digest = hashed.hexdigest()
     path = folder / digest
     if not path.exists():
         folder.mkdir(exist_ok=True, mode=0o700)
         with tempfile.NamedTemporaryFile(dir=folder, prefix="partial_", delete=False) as file:  # 0600
-            file.write(encoded.data)
+            file.writelines(encoded.chunks())
         Path(file.name).replace(path)
-    return {"kind": encoded.kind, "sha256": digest, "size_bytes": len(encoded.data)}
+    return {"kind": encoded.kind, "sha256": digest, "size_bytes": size}
 
 
 def _redacted(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import io
 import logging
 import os
 import secrets
@@ -118,16 +119,15 @@ class Session:
         """
         encoded = await asyncio.to_thread(encode, value)
         index, self._contexts = self._contexts, self._contexts + 1
-        header = pb.ContextHeader(
-            session_id=self.id, index=index, kind=CONTEXT_KINDS[encoded.kind], size_bytes=len(encoded.data)
-        )
+        header = pb.ContextHeader(session_id=self.id, index=index, kind=CONTEXT_KINDS[encoded.kind])
         folder = self._sandbox.shared_folder
         if folder is None:
+            header.size_bytes = encoded.size
             await self._ask(self._stub.PutContext, _parts(header, encoded))
             return index
         path = folder / f"{self.id}_{index}"
         try:
-            await asyncio.to_thread(_write_private, path, encoded.data)
+            await asyncio.to_thread(_write_private, path, encoded)
             header.shared_file = path.name
             await self._ask(self._stub.PutContext, _parts(header, None))
         finally:
@@ -333,13 +333,21 @@ class Session:
 async def _parts(header: pb.ContextHeader, encoded: Encoded | None) -> AsyncIterator[pb.PutContextRequest]:
     yield pb.PutContextRequest(header=header)
     if encoded is not None:
-        for start in range(0, len(encoded.data), limits.CHUNK):
-            yield pb.PutContextRequest(chunk=encoded.data[start : start + limits.CHUNK])
+        for chunk in encoded.chunks():
+            yield pb.PutContextRequest(chunk=chunk)
 
 
-def _write_private(path: Path, data: bytes) -> None:
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb") as file:
-        file.write(data)
+def _write_private(path: Path, encoded: Encoded) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    with os.fdopen(os.open(path, flags, 0o600), "wb", buffering=0) as file:
+        for chunk in encoded.chunks():
+            _write_all(file, chunk)
+
+
+def _write_all(file: io.RawIOBase, chunk: bytes) -> None:
+    view = memoryview(chunk)
+    while view:
+        view = view[file.write(view) or 0 :]
 
 
 async def _end_of(stream: Stream) -> Exception:

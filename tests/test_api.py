@@ -1,6 +1,7 @@
 """The public surface, and that a host process is left as it was."""
 
 import asyncio
+import importlib
 import inspect
 import os
 import signal
@@ -49,7 +50,7 @@ def test_all_names_are_exported_and_nothing_else() -> None:
         if not name.startswith("_") and not inspect.ismodule(value)
     }
     assert public == set(rlm_core.__all__)
-    assert rlm_core.logger.RLMLogger is RLMLogger
+    assert importlib.import_module("rlm_core.logger").RLMLogger is RLMLogger
 
 
 def test_keywords_and_defaults_are_those_of_the_original() -> None:

@@ -7,6 +7,7 @@ import pytest
 from rlm_core import CallFailed, LMRequest, LMResponse, ProviderRejected, ScriptedClient
 from rlm_core.broker.broker import Broker, BrokerConfig, Models
 from rlm_core.broker.call import Answer, Call, Failure
+from rlm_core.clients.scripted import Reply
 from rlm_core.types import TokenUsage
 
 
@@ -107,7 +108,7 @@ async def test_no_more_calls_than_allowed_are_on_their_way() -> None:
 
 
 async def test_usage_is_the_sum_of_all_calls_and_each_cell_has_its_record() -> None:
-    replies = [
+    replies: list[Reply] = [
         LMResponse("a", "m", TokenUsage(10, 1, 2, 3, 0.5)),
         LMResponse("b", "m", TokenUsage(20, 2)),
         ProviderRejected("no"),

@@ -1,7 +1,6 @@
 """A second session from the memory of the first: idle, or in the middle of a call."""
 
 import asyncio
-import os
 
 import pytest
 
@@ -11,6 +10,7 @@ from rlm_core.errors import ConfigError
 from rlm_core.session import Session
 from rlm_core.types import TokenUsage
 from tests.conftest import SPEC, echo
+from tests.support.processes import descendants
 
 
 async def test_a_fork_of_an_idle_session_has_its_variables_and_not_its_fate(session: Session) -> None:
@@ -29,8 +29,6 @@ async def test_a_fork_of_an_idle_session_has_its_variables_and_not_its_fate(sess
 
 
 async def test_forks_of_forks_all_end(sandbox: Sandbox) -> None:
-    from tests.support.processes import descendants
-
     first = Session(sandbox, SPEC, echo)
     await first.open()
     sessions = [first]
@@ -99,4 +97,4 @@ async def test_many_sessions_of_one_agent_work_at_once(sandbox: Sandbox) -> None
     )
     assert [each.stdout for each in results] == [f"{n} echo {n}\n" for n in range(8)]
     await asyncio.gather(*(each.aclose() for each in sessions))
-    assert os.listdir(sandbox.shared_folder.parent / "sessions") == []  # type: ignore[union-attr]
+    assert list((sandbox.shared_folder.parent / "sessions").iterdir()) == []  # type: ignore[union-attr]

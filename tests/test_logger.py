@@ -98,7 +98,8 @@ def test_a_log_has_every_turn_and_its_end(tmp_path: Path) -> None:
     assert (result["type"], result["status"], result["response"]) == ("result", "answered", "1")
     assert result["usage"]["model_usage_summaries"]["sub"]["total_calls"] == 1
     assert metadata["run_id"] == completion.run_id
-    assert completion.metadata == logger.get_trajectory() and len(completion.metadata["iterations"]) == 3
+    assert completion.metadata is not None and len(completion.metadata["iterations"]) == 3
+    assert completion.metadata == logger.get_trajectory()
 
 
 def test_the_context_is_stored_once_by_its_hash(tmp_path: Path) -> None:

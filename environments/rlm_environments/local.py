@@ -9,12 +9,14 @@ per process, and everything it started ends with it.
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import secrets
 import shutil
 import signal
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import ClassVar
 
@@ -23,6 +25,8 @@ from rlm_core.environment import Capabilities, Environment, Sandbox, track, untr
 from rlm_core.errors import SandboxLost
 from rlm_core.text import one_line, printable
 from rlm_core.transport.unix import unix_channel
+
+log = logging.getLogger("rlm_environments.local")
 
 LOG_BYTES = 8 << 10
 """Kept from the end of the agent's stderr, to say why it ended."""
@@ -37,6 +41,7 @@ class LocalEnvironment(Environment):
     )
 
     async def start(self) -> "LocalSandbox":
+        _say_once()
         folder = Path(tempfile.mkdtemp(prefix="rlm-"))  # 0700
         sandbox: LocalSandbox | None = None
         try:
@@ -137,6 +142,12 @@ class LocalSandbox(Sandbox):
         assert self._process.stderr is not None
         while data := await self._process.stderr.read(LOG_BYTES):
             self._log = (self._log + data)[-LOG_BYTES:]
+
+
+@cache
+def _say_once() -> None:
+    """Python shows a warning on stderr where the program has not set up logging."""
+    log.warning("environment 'local' is a process of its own but no security boundary: cells run as you")
 
 
 def _environment(home: Path) -> dict[str, str]:

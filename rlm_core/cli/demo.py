@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from rlm_core.cli.output import note_local
 from rlm_core.console import ConsoleObserver
 from rlm_core.context import read_path
 from rlm_core.demo.script import root_lm, sub_lm
@@ -34,7 +33,6 @@ def demo(
     if not isinstance(context, str):
         raise ConfigError(f"--text {text} is not a file of UTF-8 text")
     typer.echo(f"{len(context):,} characters. {QUESTION}")
-    note_local(env)
     rlm = RLM(
         backend=root_lm(),
         other_backends=[sub_lm()],

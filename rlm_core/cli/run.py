@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rlm_core.cli.output import fail, note_local, stderr_console
+from rlm_core.cli.output import fail, stderr_console
 from rlm_core.console import ConsoleObserver, ProgressObserver
 from rlm_core.context import read_path
 from rlm_core.errors import ConfigError, RLMError, UsageError
@@ -48,7 +48,6 @@ def run(
             logger=RLMLogger(log_dir) if log_dir else None,
             observer=ConsoleObserver(console) if verbose else ProgressObserver(console),
         )
-        note_local(env)
         with rlm:
             completion = rlm.completion(value, root_prompt=question)
     except RLMError as error:

@@ -1,7 +1,7 @@
 """Before every method: the sandbox's bearer token. After every method: one table from errors to statuses."""
 
 import hmac
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn, TypeAlias
 
 import grpc
@@ -45,21 +45,9 @@ def _guarded(handler: Any, allowed: bool) -> Handler:
         "request_deserializer": handler.request_deserializer,
         "response_serializer": handler.response_serializer,
     }
-    if handler.stream_stream:
+    method = handler.stream_stream or handler.stream_unary or handler.unary_unary
 
-        async def stream(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
-            if not allowed:
-                await _refuse(context)
-            try:
-                async for response in handler.stream_stream(requests, context):
-                    yield response
-            except tuple(STATUS) as error:
-                await _abort(context, error)
-
-        return grpc.stream_stream_rpc_method_handler(stream, **codec)
-    method = handler.stream_unary or handler.unary_unary
-
-    async def unary(request: Any, context: Context) -> Any:
+    async def guarded(request: Any, context: Context) -> Any:
         if not allowed:
             await _refuse(context)
         try:
@@ -67,10 +55,11 @@ def _guarded(handler: Any, allowed: bool) -> Handler:
         except tuple(STATUS) as error:
             await _abort(context, error)
 
-    make = (
-        grpc.stream_unary_rpc_method_handler if handler.stream_unary else grpc.unary_unary_rpc_method_handler
-    )
-    return make(unary, **codec)
+    if handler.stream_stream:
+        return grpc.stream_stream_rpc_method_handler(guarded, **codec)
+    if handler.stream_unary:
+        return grpc.stream_unary_rpc_method_handler(guarded, **codec)
+    return grpc.unary_unary_rpc_method_handler(guarded, **codec)
 
 
 async def _refuse(context: Context) -> NoReturn:

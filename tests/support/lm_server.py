@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-Answer = Callable[[dict[str, Any]], "str | None | tuple[int, dict[str, Any]]"]
+Answer = Callable[[dict[str, Any]], "str | tuple[int, dict[str, Any]] | None"]
 
 
 @dataclass

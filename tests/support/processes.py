@@ -1,7 +1,6 @@
 """What the tests ask the kernel about processes."""
 
 import contextlib
-import os
 from pathlib import Path
 
 from rlm_agent.worker import process
@@ -18,7 +17,7 @@ def descendants(pid: int) -> dict[int, str]:
 
 
 def open_fds(pid: int) -> int:
-    return len(os.listdir(f"/proc/{pid}/fd"))
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
 def gone(pid: int) -> bool:

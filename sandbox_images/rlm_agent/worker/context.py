@@ -15,8 +15,12 @@ def load(path: str, kind: str) -> Any:
     with open(path, "rb") as file:
         if os.fstat(file.fileno()).st_size == 0:
             return decode(memoryview(b""), kind)
-        # Mapped, so that a text of 300 MB is never in memory twice.
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data, memoryview(data) as view:
+        # Mapped, so that a text of 300 MB is never in memory twice; all at once, which is twice as fast.
+        flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_POPULATE", 0)
+        with (
+            mmap.mmap(file.fileno(), 0, flags=flags, prot=mmap.PROT_READ) as data,
+            memoryview(data) as view,
+        ):
             return decode(view, kind)
 
 

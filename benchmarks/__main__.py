@@ -1,0 +1,76 @@
+"""Runs ours and the peer's, prints a table of ratios, and writes the figures as JSON."""
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import subprocess
+import sys
+from datetime import datetime
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.lm_server import lm_server
+from benchmarks.ours import measure
+
+RESULTS = Path(__file__).parent / "results"
+MS, US, MB = 1e3, 1e6, 1e-6
+
+
+def rows(ours: dict[str, float], peer: dict[str, float]) -> list[tuple[str, float, float | None, str, str]]:
+    """What, ours, the peer's, unit, goal."""
+    found: list[tuple[str, float, float | None, str, str]] = []
+    for size in (1, 100, 1000):
+        name = f"noop_{size}_mb_s"
+        found.append(
+            (f"no-op cell, {size} MB of context", ours[name] * MS, peer[name] * MS, "ms", "≤ 0.5 ms")
+        )
+        back = ours[f"noop_back_to_back_{size}_mb_s"] * MS
+        found.append((f"no-op cell, {size} MB, no pause between cells", back, None, "ms", ""))
+    speed, peers_speed = 100 / ours["context_100_mb_s"], 100 / peer["context_100_mb_s"]
+    streamed = 100 / ours["context_100_mb_streamed_s"]
+    overhead = ours["batch_200_s"] / ours["bare_batch_200_s"]
+    found += [
+        ("llm_query over the LM's own time", ours["query_s"] * MS, peer["query_s"] * MS, "ms", "≤ 0.8 ms"),
+        ("200 batched", ours["batch_200_s"] * MS, peer["batch_200_s"] * MS, "ms", ""),
+        ("200 batched / bare async client", overhead, None, "×", "≤ 1.2 ×"),
+        ("context in, 100 MB by file", speed, peers_speed, "MB/s", "≥ 1,000 MB/s"),
+        ("context in, 100 MB streamed", streamed, None, "MB/s", "≥ 150 MB/s"),
+        ("checkpoint (fork) at 1 GB", ours["checkpoint_1_gb_s"] * MS, None, "ms", "≤ 2 ms"),
+        ("kill of a cell to the next one's end", ours["kill_to_usable_s"] * MS, None, "ms", "≤ 20 ms"),
+        ("start to first cell", ours["start_s"] * MS, peer["start_s"] * MS, "ms", ""),
+        ("further session to first cell", ours["further_session_s"] * MS, None, "ms", ""),
+        ("own memory of an idle session", ours["session_bytes"] * MB, None, "MB", "≤ 15 MB"),
+        ("log of 5 MB, 5 turns", ours["log_bytes"] * MB, peer["log_bytes"] * MB, "MB", "≤ 6 MB"),
+    ]
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks")
+    parser.add_argument("--peer", required=True, help="Python interpreter with rlms installed.")
+    arguments = parser.parse_args()
+    with lm_server() as base_url:
+        ours = asyncio.run(measure(base_url))
+        command = [arguments.peer, str(Path(__file__).parent / "peer.py"), base_url]
+        run = subprocess.run(command, capture_output=True, text=True, check=False)
+        if run.returncode:
+            sys.exit(f"the peer failed:\n{run.stderr}")
+        peer = json.loads(run.stdout.splitlines()[-1])
+    table = Table("local", "ours", "rlms 0.1.3", "rlms / ours", "goal")
+    for name, mine, its, unit, goal in rows(ours, peer):
+        ratio = f"{its / mine:,.2f}" if its is not None else ""
+        table.add_row(name, f"{mine:,.2f} {unit}", "" if its is None else f"{its:,.2f} {unit}", ratio, goal)
+    Console(width=120).print(table)
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"local_{datetime.now():%Y-%m-%d_%H-%M-%S}.json"
+    machine = {"cores": os.cpu_count(), "python": platform.python_version(), "kernel": platform.release()}
+    path.write_text(json.dumps({"machine": machine, "ours": ours, "rlms": peer}, indent=1) + "\n")
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
