@@ -48,7 +48,7 @@ def queries(base_url) -> dict:
     own_seconds = []
     complete = client.completion
 
-    def timed(*args, **kwargs):
+    def timed(*args, **kwargs) -> str:
         start = time.perf_counter()
         try:
             return complete(*args, **kwargs)
