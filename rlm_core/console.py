@@ -1,6 +1,6 @@
 """What a person sees of a run: its turns in full (verbose), or one line of progress."""
 
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
 from rich.panel import Panel
 from rich.syntax import Syntax
@@ -93,9 +93,13 @@ class ProgressObserver(Observer):
     def run_failed(self, error: BaseException) -> None:
         self._live.stop()
 
-    def _show(self) -> None:
-        line = (
+    @property
+    def line(self) -> str:
+        """What is shown; the terminal is brought up to date four times a second."""
+        return (
             f"{self._turn} · {self._cells} cells · {self._in_flight} sub-calls in flight "
             f"({self._calls} made) · {self._tokens:,} tokens"
         )
-        self._live.update(Group(Text(line, style="dim")))
+
+    def _show(self) -> None:
+        self._live.update(Text(self.line, style="dim"))

@@ -2,6 +2,8 @@
 
 MAX_MESSAGE = 8 << 20
 """One gRPC message, either way."""
+MAX_CODE = 1 << 20
+"""Characters of one cell."""
 CHUNK = 1 << 20
 """Of a streamed context."""
 MAX_OUTPUT = 8 << 20

@@ -146,6 +146,8 @@ class Session:
         """
         if self._lost is not None:
             raise self._lost
+        if len(code) > limits.MAX_CODE:
+            raise ConfigError(f"a cell has at most {limits.MAX_CODE:,} characters of code, not {len(code):,}")
         self._cells += 1
         seconds = self._spec.cell_timeout if timeout is None else timeout
         request = pb.ExecuteCell(cell_id=f"c{self._cells}", code=code, timeout_ms=max(1, int(seconds * 1000)))
