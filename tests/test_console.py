@@ -1,6 +1,7 @@
 """What a person sees while a run goes on."""
 
 import io
+import threading
 
 from rich.console import Console
 
@@ -14,7 +15,8 @@ ROOT = [
 
 
 def watched(observer: Observer) -> None:
-    sub = ScriptedClient(lambda request: "yes", "sub")
+    together = threading.Barrier(2)
+    sub = ScriptedClient(lambda request: f"yes {together.wait(20)}", "sub")
     RLM(backend=ScriptedClient(ROOT), other_backends=[sub], observer=observer).completion(
         "x", root_prompt="why?"
     )
