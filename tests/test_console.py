@@ -51,7 +51,7 @@ def test_the_progress_line_has_turn_cells_sub_calls_and_tokens() -> None:
     assert any(
         line.startswith("turn 2 of 30 · 1 cells · 0 sub-calls in flight (2 made)") for line in observer.lines
     )
-    assert "starting" in text_of(console)
+    assert "turn 2 of 30" in text_of(console)
 
 
 def test_the_verbose_view_has_the_turns_and_can_not_be_steered_by_output() -> None:

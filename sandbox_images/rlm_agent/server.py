@@ -5,7 +5,7 @@ import contextlib
 import platform
 import re
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -52,8 +52,7 @@ class AgentService(rpc.AgentServiceServicer):
         async with self._opening:
             if request.session_id not in self._sessions:
                 session = self._new_session(request.session_id, _config(request))
-                await session.start()
-                self._sessions[session.id] = session
+                await self._begin(session, session.start())
         return pb.OpenSessionResponse(
             protocol_version=pb.PROTOCOL_VERSION_CURRENT,
             agent_build=agent_build(),
@@ -124,12 +123,7 @@ class AgentService(rpc.AgentServiceServicer):
         async with self._opening:
             if request.new_session_id not in self._sessions:
                 new = self._new_session(request.new_session_id, session.config)
-                try:
-                    await session.fork(new, request.call_id)
-                except BaseException:
-                    await new.close()
-                    raise
-                self._sessions[new.id] = new
+                await self._begin(new, session.fork(new, request.call_id))
         return pb.ForkSessionResponse()
 
     async def ListVariables(
@@ -153,6 +147,16 @@ class AgentService(rpc.AgentServiceServicer):
     async def close(self) -> None:
         for session in self._sessions.values():
             await session.close()
+
+    async def _begin(self, session: Session, start: Coroutine[Any, Any, None]) -> None:
+        """A session that did not start leaves nothing behind."""
+        try:
+            await start
+        except BaseException:
+            await asyncio.shield(session.close())
+            shutil.rmtree(self._folders.sessions / session.id, ignore_errors=True)
+            raise
+        self._sessions[session.id] = session
 
     def _session(self, session_id: str) -> Session:
         session = self._sessions.get(session_id)
