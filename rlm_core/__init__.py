@@ -3,12 +3,14 @@
 from rlm_core import RLM, RLMLogger
 """
 
+from rlm_core.cell import CellError, CellResult
 from rlm_core.clients import LMClient, LMRequest, LMResponse, ScriptedClient
-from rlm_core.environment import SandboxSpec
+from rlm_core.environment import Capabilities, Environment, Sandbox, SandboxSpec
 from rlm_core.errors import (
     CallFailed,
     ConfigError,
     EmptyReply,
+    LogError,
     MissingExtra,
     PolicyNotEnforceable,
     ProviderError,
@@ -33,18 +35,24 @@ from rlm_core.types import (
     RLMChatCompletion,
     RLMIteration,
     RLMMetadata,
+    TokenUsage,
     UsageSummary,
 )
 
 __all__ = [
     "RLM",
     "CallFailed",
+    "Capabilities",
+    "CellError",
+    "CellResult",
     "CodeBlock",
     "ConfigError",
     "EmptyReply",
+    "Environment",
     "LMClient",
     "LMRequest",
     "LMResponse",
+    "LogError",
     "MissingExtra",
     "ModelUsageSummary",
     "Observer",
@@ -61,10 +69,12 @@ __all__ = [
     "RLMLogger",
     "RLMMetadata",
     "RunFailed",
+    "Sandbox",
     "SandboxLost",
     "SandboxSpec",
     "ScriptError",
     "ScriptedClient",
+    "TokenUsage",
     "UsageError",
     "UsageSummary",
     "VersionMismatch",

@@ -5,6 +5,7 @@ Environments are found through the entry-point group `rlm.environments`; this pa
 
 import atexit
 import contextlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ class SandboxSpec(BaseModel):
     """Seconds that one cell may take, its queries included."""
     interrupt_grace: float = Field(default=2.0, gt=0)
     """Seconds between the interrupt and the kill of a cell whose time is up."""
-    output_bytes: ByteSize = Field(default=ByteSize(128 << 10), gt=0, le=2 << 20)
+    output_bytes: ByteSize = Field(default=ByteSize(128 << 10), gt=0, le=1 << 20)
     """Kept from the head of each of a cell's stdout and stderr, and as much from the tail."""
     env: Mapping[str, str] = Field(default_factory=dict)
     files: Mapping[str, Path] | None = None
@@ -134,20 +135,21 @@ def parse_spec(kwargs: Mapping[str, Any]) -> SandboxSpec:
         raise ConfigError(f"environment_kwargs: {wrong}; known: {known}") from None
 
 
-_running: set[Sandbox] = set()
+_running: dict[Sandbox, int] = {}
 
 
 def track(sandbox: Sandbox) -> None:
     """End this sandbox when the interpreter exits, if nobody has by then."""
-    _running.add(sandbox)
+    _running[sandbox] = os.getpid()
 
 
 def untrack(sandbox: Sandbox) -> None:
-    _running.discard(sandbox)
+    _running.pop(sandbox, None)
 
 
 @atexit.register
 def _end_all() -> None:
-    for sandbox in list(_running):
-        with contextlib.suppress(OSError):
-            sandbox.kill()
+    for sandbox, owner in list(_running.items()):
+        if owner == os.getpid():  # a forked child of the host inherits this list, not what is on it
+            with contextlib.suppress(OSError):
+                sandbox.kill()

@@ -10,7 +10,8 @@ RLMError
 │   │   ├── ProviderOverloaded   rate limit or server error, after retries
 │   │   ├── ProviderRejected     the request itself: unknown model, prompt too long, …
 │   │   └── EmptyReply           no text, several times in a row
-│   └── ScriptError              a scripted LM was asked too often, or too seldom
+│   ├── ScriptError              a scripted LM was asked too often, or too seldom
+│   └── LogError                 the log can't be written
 └── UsageError                   what the caller must mend
     ├── ConfigError              an argument, or what it names
     ├── MissingExtra             a package to install
@@ -68,6 +69,10 @@ class EmptyReply(ProviderError):
 
 class ScriptError(RunFailed):
     """A scripted LM ran out of replies, or some were never asked for."""
+
+
+class LogError(RunFailed):
+    """A line of the log could not be written to disk."""
 
 
 class UsageError(RLMError):

@@ -12,7 +12,16 @@ MAX_OPEN_CALLS = 4_096
 """Calls of one session at work on the host; the agent holds back long before."""
 MAX_ID_CHARS = 256
 
+MAX_FAILURE_CHARS = 2_000
+"""Of the text of a failed call."""
+
 START_SECONDS = 60.0
+CELL_GRACE_SECONDS = 60.0
+"""How long after its time and its grace a cell may take to end, before the agent counts as lost."""
+CONTEXT_BYTES_PER_SECOND = 5 << 20
+"""The slowest upload that is waited for."""
+MAX_RECONNECTS = 10
+"""Broken connections in a row in which nothing arrived."""
 RECONNECT_SECONDS = 15.0
 CLOSE_SECONDS = 10.0
 

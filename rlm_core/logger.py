@@ -9,14 +9,16 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
 
 from pydantic import SecretStr
 
-from rlm_core.context import encode
-from rlm_core.errors import ConfigError
+from rlm_core.context import Encoded
+from rlm_core.errors import ConfigError, LogError
 from rlm_core.types import RLMChatCompletion, RLMIteration, RLMMetadata
 
 
@@ -35,7 +37,7 @@ class RLMLogger:
         if self.log_dir is not None:
             _make_folder(Path(self.log_dir))
 
-    def start_run(self, run_id: str, metadata: RLMMetadata, context: Any) -> "RunLog":
+    def start_run(self, run_id: str, metadata: RLMMetadata, context: Encoded) -> "RunLog":
         path: Path | None = None
         if self.log_dir is not None:
             stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
@@ -56,18 +58,16 @@ class RLMLogger:
 class RunLog:
     """One run's trajectory and file."""
 
-    def __init__(self, path: Path | None, run_id: str, metadata: RLMMetadata, context: Any) -> None:
+    def __init__(self, path: Path | None, run_id: str, metadata: RLMMetadata, context: Encoded) -> None:
         self.path = str(path) if path is not None else None
         self.metadata = metadata.to_dict()
         self.iterations: list[dict[str, Any]] = []
         self._file: TextIO | None = None
         if path is not None:
-            self._file = os.fdopen(
-                os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600),
-                "w",
-                encoding="utf-8",
-            )
-            self.metadata["context"] = _store_context(path.parent / "contexts", context)
+            with _disk_errors(path):
+                self.metadata["context"] = _store_context(path.parent / "contexts", context)
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
+                self._file = os.fdopen(os.open(path, flags, 0o600), "w", encoding="utf-8")
             self._write("metadata", {"run_id": run_id, **self.metadata})
 
     def turn(self, iteration: RLMIteration) -> None:
@@ -105,14 +105,14 @@ class RunLog:
             return
         line = {"type": kind, "timestamp": datetime.now().isoformat(), **entry}
         # ASCII, so that no line separator or surrogate of a cell's output can break a line.
-        self._file.write(json.dumps(line, ensure_ascii=True, default=_redacted) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with _disk_errors(self.path):
+            self._file.write(json.dumps(line, ensure_ascii=True, default=_redacted) + "\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
 
-def _store_context(folder: Path, context: Any) -> dict[str, Any]:
+def _store_context(folder: Path, encoded: Encoded) -> dict[str, Any]:
     """Write the context's bytes under their hash, unless they are there; what the log says of them."""
-    encoded = encode(context)
     hashed, size = hashlib.sha256(), 0
     for chunk in encoded.chunks():
         hashed.update(chunk)
@@ -125,6 +125,15 @@ def _store_context(folder: Path, context: Any) -> dict[str, Any]:
             file.writelines(encoded.chunks())
         Path(file.name).replace(path)
     return {"kind": encoded.kind, "sha256": digest, "size_bytes": size}
+
+
+@contextmanager
+def _disk_errors(path: object) -> Iterator[None]:
+    """Raises LogError in place of OSError."""
+    try:
+        yield
+    except OSError as error:
+        raise LogError(f"can't write the log {str(path)!r}: {error.strerror or error}") from None
 
 
 def _redacted(value: Any) -> str:

@@ -1,11 +1,16 @@
 """What can be watched while a run goes on. Every method may be left out."""
 
+import logging
+from collections.abc import Callable
+from typing import Any, cast
+
 from rlm_core.cell import CellResult
 from rlm_core.types import RLMChatCompletion, RLMIteration
 
 
 class Observer:
-    """Called in the library's event loop, so it must return at once; what it raises ends the run."""
+    """Called in the library's event loop, so it must return at once. What it raises is logged and harms
+    nothing."""
 
     def run_started(self, question: str, run_id: str) -> None: ...
 
@@ -24,3 +29,24 @@ class Observer:
     def run_ended(self, completion: RLMChatCompletion) -> None: ...
 
     def run_failed(self, error: BaseException) -> None: ...
+
+
+def isolated(observer: Observer) -> Observer:
+    """The same observer, whose exceptions go to the log."""
+    return cast(Observer, _Isolated(observer))
+
+
+class _Isolated:
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        method = getattr(self._observer, name)
+
+        def call(*args: Any, **kwargs: Any) -> None:
+            try:
+                method(*args, **kwargs)
+            except Exception:
+                logging.getLogger("rlm_core.observer").exception("%s of an observer failed", name)
+
+        return call

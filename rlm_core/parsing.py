@@ -107,9 +107,10 @@ def _text_answer(text: str) -> TextAnswer | None:
     match = _FINAL.search(text)
     if match is None:
         return None
-    inside = _balanced(text[match.end() :]).strip()
+    rest = text[match.end() :]
+    value = _quoted(rest)
     is_variable = match.group(1) == "FINAL_VAR"
-    return TextAnswer(_unquoted(inside), is_variable)
+    return TextAnswer(_balanced(rest).strip() if value is None else value, is_variable)
 
 
 def _balanced(text: str) -> str:
@@ -122,9 +123,14 @@ def _balanced(text: str) -> str:
     return text[: text.rindex(")")] if ")" in text else text
 
 
-def _unquoted(text: str) -> str:
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return text
-    return value if isinstance(value, str) else text
+def _quoted(text: str) -> str | None:
+    """The value of a string literal that is all there is up to a closing parenthesis; None for no such."""
+    if text.lstrip()[:1] not in ("'", '"'):
+        return None
+    for end in (match.start() for match in re.finditer(r"\)", text)):
+        try:
+            value = ast.literal_eval(text[:end].strip())
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+        return value if isinstance(value, str) else None
+    return None

@@ -12,6 +12,8 @@ import threading
 from collections.abc import Coroutine
 from typing import Any, Generic, TypeVar
 
+from rlm_core.errors import ConfigError
+
 T = TypeVar("T")
 
 
@@ -19,7 +21,8 @@ class Portal:
     def __init__(self) -> None:
         self.pid = os.getpid()
         self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._serve, name="rlm-core", daemon=True).start()
+        self._thread = threading.Thread(target=self._serve, name="rlm-core", daemon=True)
+        self._thread.start()
 
     def _serve(self) -> None:
         while True:
@@ -29,6 +32,12 @@ class Portal:
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run to the end and return its result; an interrupt of the caller cancels it and waits for it."""
+        if threading.get_ident() == self._thread.ident:
+            work.close()
+            raise ConfigError(
+                "a blocking call from inside the library's own event loop (an observer or a client) can't end: "
+                "use the async method"
+            )
         started = self._start(work)
         try:
             return started.outcome.result()

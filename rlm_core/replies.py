@@ -9,7 +9,9 @@ from rlm_core.broker.call import Answer, Failure
 def reply_message(call_id: str, result: Answer | Failure) -> pb.CallReply:
     if isinstance(result, Failure):
         code = pb.CallErrorCode.Value(f"CALL_ERROR_CODE_{result.code}")
-        return pb.CallReply(call_id=call_id, failure=pb.CallFailure(code=code, message=result.message[:2000]))
+        return pb.CallReply(
+            call_id=call_id, failure=pb.CallFailure(code=code, message=_clean(result.message))
+        )
     text = result.text.encode("utf-8", "surrogatepass")
     if len(text) > limits.MAX_REPLY:
         failure = pb.CallFailure(
@@ -22,13 +24,18 @@ def reply_message(call_id: str, result: Answer | Failure) -> pb.CallReply:
         call_id=call_id,
         answer=pb.CallAnswer(
             text=text,
-            model=result.model,
+            model=_clean(result.model),
             usage=pb.CallUsage(
-                input_tokens=usage.input_tokens,
-                output_tokens=usage.output_tokens,
-                cached_tokens=usage.cached_tokens,
-                reasoning_tokens=usage.reasoning_tokens,
+                input_tokens=max(0, usage.input_tokens),
+                output_tokens=max(0, usage.output_tokens),
+                cached_tokens=max(0, usage.cached_tokens),
+                reasoning_tokens=max(0, usage.reasoning_tokens),
                 cost_usd=usage.cost or 0.0,
             ),
         ),
     )
+
+
+def _clean(text: str) -> str:
+    """A str field of the wire is UTF-8."""
+    return text[: limits.MAX_FAILURE_CHARS].encode("utf-8", "backslashreplace").decode()

@@ -1,5 +1,6 @@
 """`RLM`: what a user instantiates. Keywords, defaults and results are those of the original library."""
 
+import asyncio
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -162,12 +163,11 @@ class RLM:
         await portal().await_(self._close(check=error is None))
 
     async def _complete(self, prompt: Any, root_prompt: str | None) -> RLMChatCompletion:
-        context = read_path(prompt) if isinstance(prompt, Path) else prompt
-        if not isinstance(context, (str, bytes)):
-            encode(context)  # refuses what can't be sent, before anything is started or paid for
+        context = await asyncio.to_thread(read_path, prompt) if isinstance(prompt, Path) else prompt
+        encoded = await asyncio.to_thread(encode, context)  # refuses before anything is started or paid for
         broker = Broker(self._get_models())
-        task = Task(context, root_prompt, secrets.token_hex(4))
-        log = self._start_log(task)
+        task = Task(context, encoded, root_prompt, secrets.token_hex(4))
+        log = await asyncio.to_thread(self._start_log, task)
         run = Run(task, self._loop_config, broker, self._get_observer(), log)
         if self.max_depth == 0:
             return await run.ask_directly()
@@ -203,14 +203,15 @@ class RLM:
             environment_kwargs=_loggable(self._environment_kwargs),
             other_backends=[other.name for other in self._backends[1:]] or None,
         )
-        return self.logger.start_run(task.run_id, metadata, task.context)
+        return self.logger.start_run(task.run_id, metadata, task.encoded)
 
     async def _close(self, *, check: bool = True) -> None:
-        owned, self._owned, self._models = self._owned, [], None
+        models, self._models = self._models, None
+        owned, self._owned = self._owned, []
         for client in owned:
             await client.aclose()
-        if check:
-            for client in owned:
+        if check and models is not None:
+            for client in models.clients:
                 client.check_finished()
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import secrets
 import time
 from collections.abc import Sequence
@@ -12,15 +13,19 @@ from rlm_core.broker.broker import Broker
 from rlm_core.broker.call import Answer, Call, Failure
 from rlm_core.cell import CellResult
 from rlm_core.clients.base import LMRequest, LMResponse, Message
+from rlm_core.context import Encoded
 from rlm_core.environment import Environment, Sandbox
-from rlm_core.errors import EmptyReply, RLMError
+from rlm_core.errors import EmptyReply, LogError, RLMError
 from rlm_core.feedback import TurnOutcome, feedback
 from rlm_core.logger import RunLog
-from rlm_core.observer import Observer
-from rlm_core.parsing import ParsedReply, parse_reply
+from rlm_core.observer import Observer, isolated
+from rlm_core.parsing import ParsedReply, parse_reply, without_thinking
 from rlm_core.prompts import PromptConfig, first_messages, last_request, turn_prompt
 from rlm_core.session import Session
+from rlm_core.tasks import finish_first
 from rlm_core.types import CodeBlock, REPLResult, RLMChatCompletion, RLMIteration
+
+log = logging.getLogger("rlm_core.run")
 
 MAX_EMPTY_REPLIES = 3
 
@@ -30,6 +35,7 @@ class Task:
     """What is asked: a context, and a question about it unless the context itself holds the request."""
 
     context: Any
+    encoded: Encoded
     question: str | None = None
     run_id: str = field(default_factory=lambda: secrets.token_hex(4))
 
@@ -47,7 +53,7 @@ class Run:
         self._task = task
         self._config = config
         self._broker = broker
-        self._observer = observer
+        self._observer = isolated(observer)
         self._log = log
         self._started = time.monotonic()
         self._messages: list[Message] = []
@@ -70,7 +76,7 @@ class Run:
             try:
                 completion = await self._in_sandbox(sandbox, environment)
             finally:
-                await asyncio.shield(sandbox.stop())
+                await finish_first(sandbox.stop())
         except BaseException as error:
             self._fail(error)
             raise
@@ -92,14 +98,18 @@ class Run:
         return self._end(self._completion(response.text, "answered"))
 
     def _end(self, completion: RLMChatCompletion) -> RLMChatCompletion:
+        """An answer that was paid for is given even where its log can't be finished."""
         if self._log is not None:
-            self._log.finish(completion)
+            try:
+                self._log.finish(completion)
+            except LogError as error:
+                log.warning("%s", error)
         self._observer.run_ended(completion)
         return completion
 
     async def _in_sandbox(self, sandbox: Sandbox, environment: Environment) -> RLMChatCompletion:
         async with Session(sandbox, environment.spec, self._handle, observer=self._observer) as session:
-            await session.put_context(self._task.context)
+            await session.put_context(self._task.encoded)
             answer = await self._turns(session)
         if answer is not None:
             return self._completion(answer, "answered")
@@ -131,7 +141,7 @@ class Run:
             answer = _answer_of(outcome)
             if answer is None and parsed.answer is not None and not parsed.answer.is_variable:
                 answer = parsed.answer.value
-            self._end_turn(response, blocks, answer, started)
+            await self._end_turn(response, blocks, answer, started)
             if answer is not None:
                 return answer
             self._messages.append({"role": "assistant", "content": response.text})
@@ -155,23 +165,21 @@ class Run:
         if parsed.answer is not None and parsed.answer.is_variable:
             codes = (f"FINAL_VAR({parsed.answer.value!r})",)
         results: list[CellResult] = []
+        blocks: list[CodeBlock] = []
         for code in codes:
             self._observer.cell_started(code)
             result = await session.execute(code)
             results.append(result)
+            blocks.append(CodeBlock(code, self._repl_result(session, result)))
             self._observer.cell_ended(result)
             self._partial_answer = result.answer or self._partial_answer
             if result.answer_ready:
                 break
         outcome = TurnOutcome(response.text, tuple(codes), tuple(results), parsed.unlabelled)
-        blocks = [
-            CodeBlock(code, self._repl_result(session, result))
-            for code, result in zip(codes, results, strict=False)
-        ]
         return outcome, blocks
 
     def _repl_result(self, session: Session, result: CellResult) -> REPLResult:
-        calls = self._broker.cell_ended(session.id, result.cell_id, rolled_back=result.rolled_back)
+        calls = self._broker.cell_ended(session.id, result.cell_id, ok=result.status == "ok")
         return REPLResult(
             stdout=result.stdout,
             stderr=result.stderr,
@@ -184,7 +192,7 @@ class Run:
             no_checkpoint=result.no_checkpoint,
         )
 
-    def _end_turn(
+    async def _end_turn(
         self, response: LMResponse, blocks: list[CodeBlock], answer: str | None, started: float
     ) -> None:
         """On disk before the next turn."""
@@ -193,7 +201,7 @@ class Run:
         seconds = time.monotonic() - started
         iteration = RLMIteration(new_messages, response.text, blocks, answer, seconds)
         if self._log is not None:
-            self._log.turn(iteration)
+            await asyncio.to_thread(self._log.turn, iteration)
         usage = self._broker.usage()
         tokens = usage.total_input_tokens + usage.total_output_tokens
         self._observer.turn_ended(iteration, self._turn, tokens)
@@ -204,9 +212,10 @@ class Run:
         started = time.monotonic()
         response = await self._broker.ask_root(LMRequest(tuple(self._messages)))
         parsed = parse_reply(response.text)
-        answer = parsed.answer.value if parsed.answer and not parsed.answer.is_variable else response.text
+        text = without_thinking(response.text)
+        answer = parsed.answer.value if parsed.answer and not parsed.answer.is_variable else text
         answer = answer.strip() or self._partial_answer
-        self._end_turn(response, [], answer, started)
+        await self._end_turn(response, [], answer, started)
         return answer
 
     def _say(self, text: str) -> None:
@@ -237,7 +246,7 @@ class Run:
     def _fail(self, error: BaseException) -> None:
         what = str(error) if isinstance(error, RLMError) else repr(error)
         if self._log is not None:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(LogError):
                 self._log.finish(self._completion(self._partial_answer, "failed", what))
         self._observer.run_failed(error)
 

@@ -21,9 +21,10 @@ from rlm_core.cell import CellResult, Variable
 from rlm_core.context import Encoded, encode
 from rlm_core.environment import Sandbox, SandboxSpec
 from rlm_core.errors import ConfigError, SandboxLost, VersionMismatch
-from rlm_core.observer import Observer
+from rlm_core.observer import Observer, isolated
 from rlm_core.replies import reply_message
 from rlm_core.running_cell import RunningCell
+from rlm_core.tasks import finish_first
 from rlm_core.text import printable
 from rlm_core.transport.errors import RECONNECTABLE, from_rpc_error
 
@@ -60,7 +61,9 @@ class Session:
         self._spec = spec
         self._handle_call = handle_call
         self._depth = depth
-        self._observer = observer or Observer()
+        self._observer = isolated(observer or Observer())
+        self._turn = asyncio.Lock()
+        self._reconnects = 0
         self._stub: Any = AgentServiceStub(sandbox.channel)
         self._metadata = ((TOKEN_KEY, sandbox.token),)
         self._stream: Stream | None = None
@@ -69,6 +72,7 @@ class Session:
         self._cell: RunningCell | None = None
         self._calls: dict[str, asyncio.Task[None]] = {}
         self._replies: dict[str, pb.CallReply] = {}
+        self._resent: set[asyncio.Task[None]] = set()
         self._contexts = 0
         self._cells = 0
         self._lost: SandboxLost | None = None
@@ -112,24 +116,26 @@ class Session:
         self._reader = asyncio.create_task(self._read())
 
     async def put_context(self, value: Any) -> int:
-        """Bind the next `context_<n>`, and `context` to it; returns n.
+        """Bind the next `context_<n>`, and `context` to it; returns n. Takes a value, or one encoded.
 
         Raises:
             ConfigError: a value that can't be sent, or that the worker can't load.
         """
-        encoded = await asyncio.to_thread(encode, value)
+        encoded = value if isinstance(value, Encoded) else await asyncio.to_thread(encode, value)
+        size = await asyncio.to_thread(lambda: encoded.size)
+        seconds = limits.START_SECONDS + size / limits.CONTEXT_BYTES_PER_SECOND
         index, self._contexts = self._contexts, self._contexts + 1
         header = pb.ContextHeader(session_id=self.id, index=index, kind=CONTEXT_KINDS[encoded.kind])
         folder = self._sandbox.shared_folder
+        header.size_bytes = size
         if folder is None:
-            header.size_bytes = encoded.size
-            await self._ask(self._stub.PutContext, _parts(header, encoded))
+            await self._ask(self._stub.PutContext, _parts(header, encoded), timeout=seconds)
             return index
         path = folder / f"{self.id}_{index}"
         try:
             await asyncio.to_thread(_write_private, path, encoded)
             header.shared_file = path.name
-            await self._ask(self._stub.PutContext, _parts(header, None))
+            await self._ask(self._stub.PutContext, _parts(header, None), timeout=seconds)
         finally:
             path.unlink(missing_ok=True)
         return index
@@ -148,25 +154,46 @@ class Session:
             raise self._lost
         if len(code) > limits.MAX_CODE:
             raise ConfigError(f"a cell has at most {limits.MAX_CODE:,} characters of code, not {len(code):,}")
-        self._cells += 1
-        seconds = self._spec.cell_timeout if timeout is None else timeout
-        request = pb.ExecuteCell(cell_id=f"c{self._cells}", code=code, timeout_ms=max(1, int(seconds * 1000)))
-        cell = self._cell = RunningCell(request, self._observer)
+        async with self._turn:
+            if self._lost is not None:
+                raise self._lost
+            self._cells += 1
+            seconds = self._spec.cell_timeout if timeout is None else timeout
+            request = pb.ExecuteCell(
+                cell_id=f"c{self._cells}", code=code, timeout_ms=max(1, int(seconds * 1000))
+            )
+            cell = self._cell = RunningCell(request, self._observer)
+            try:
+                await self._write(pb.ConnectRequest(execute=request))
+                return await self._result_of(cell, seconds)
+            except asyncio.CancelledError:
+                await finish_first(self._stop_cell(cell))
+                raise
+            finally:
+                self._cell = None
+                self._cancel_calls()
+                self._replies.clear()
+
+    async def _result_of(self, cell: RunningCell, seconds: float) -> CellResult:
+        """The agent ends a cell whose time is up; one that does not is broken."""
         try:
-            await self._write(pb.ConnectRequest(execute=request))
-            return await cell.result
-        except asyncio.CancelledError:
-            with contextlib.suppress(SandboxLost, ConfigError):
-                await asyncio.shield(self.interrupt())
-            raise
-        finally:
-            self._cell = None
-            self._cancel_calls()
-            self._replies.clear()
+            async with asyncio.timeout(seconds + self._spec.interrupt_grace + limits.CELL_GRACE_SECONDS):
+                return await asyncio.shield(cell.result)
+        except TimeoutError:
+            self._lose(SandboxLost("the agent did not end a cell whose time was up"))
+            raise SandboxLost("the agent did not end a cell whose time was up") from None
+
+    async def _stop_cell(self, cell: RunningCell) -> None:
+        """Interrupt a cell that nobody waits for any more, and see it end: the session can be used again."""
+        with contextlib.suppress(SandboxLost, ConfigError):
+            await self.interrupt()
+            await self._result_of(cell, 0)
 
     async def interrupt(self) -> None:
         """Interrupt the running cell; nothing when none runs."""
-        await self._ask(self._stub.InterruptCell, pb.InterruptCellRequest(session_id=self.id))
+        if self._cell is not None:
+            request = pb.InterruptCellRequest(session_id=self.id, cell_id=self._cell.id)
+            await self._ask(self._stub.InterruptCell, request)
 
     async def fork(self, *, call_id: str = "") -> "Session":
         """A second session with a copy of this one's variables; of the middle of a cell with `call_id`."""
@@ -212,32 +239,48 @@ class Session:
     # -- the stream
 
     async def _connect(self) -> None:
-        self._stream = self._stub.Connect(metadata=self._metadata)
-        await self._write(pb.ConnectRequest(attach=pb.Attach(session_id=self.id)))
+        """Open the stream; nothing goes down it before its first message and the cell to go on with."""
+        async with self._write_turn:
+            self._stream = self._stub.Connect(metadata=self._metadata)
+            await self._write_now(pb.ConnectRequest(attach=pb.Attach(session_id=self.id)))
+            if self._cell is not None:
+                await self._write_now(pb.ConnectRequest(execute=self._cell.continuation()))
 
     async def _read(self) -> None:
         """Take what comes up, across broken connections, until the session is lost."""
-        while True:
-            try:
-                while True:
-                    assert self._stream is not None
-                    message = await self._stream.read()
-                    if not isinstance(message, pb.ConnectResponse):  # grpc.aio.EOF
-                        raise await _end_of(self._stream)
-                    self._take(message)
-            except grpc.aio.AioRpcError as error:
+        try:
+            while True:
+                error = await self._read_stream()
                 if error.code() not in RECONNECTABLE or not await self._reconnect():
                     return self._lose(await self._why(error))
-            except SandboxLost as error:
-                return self._lose(error)
-            except Exception as error:
-                # A defect of ours, or of what an observer was called with: whoever waits must know.
-                log.exception("session %s can't go on", self.id)
-                return self._lose(SandboxLost(f"the session can't go on: {error!r}"))
+        except SandboxLost as lost:
+            self._lose(lost)
+        except Exception as error:
+            log.exception("session %s can't go on", self.id)
+            self._lose(SandboxLost(f"the session can't go on: {error!r}"))
+        finally:
+            self._lose(SandboxLost("the sandbox has been stopped"))  # whoever waits must know
+
+    async def _read_stream(self) -> grpc.aio.AioRpcError:
+        """Read one connection to its end, which is always an error."""
+        assert self._stream is not None
+        try:
+            while isinstance(message := await self._stream.read(), pb.ConnectResponse):
+                self._reconnects = 0
+                self._take(message)
+        except grpc.aio.AioRpcError as error:
+            return error
+        none = grpc.aio.Metadata()
+        return grpc.aio.AioRpcError(
+            await self._stream.code(), none, none, details=await self._stream.details()
+        )
 
     async def _reconnect(self) -> bool:
         """Dial again until the deadline; then take up the running cell where its events ended."""
         log.warning("the connection to sandbox %s broke; connecting again", self._sandbox.id)
+        self._reconnects += 1
+        if self._reconnects > limits.MAX_RECONNECTS:
+            return False
         delay = 0.02
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limits.RECONNECT_SECONDS):
@@ -245,8 +288,6 @@ class Session:
                     try:
                         await self._stub.Health(pb.HealthRequest(), metadata=self._metadata)
                         await self._connect()
-                        if self._cell is not None:
-                            await self._write(pb.ConnectRequest(execute=self._cell.continuation()))
                         return True
                     except (grpc.aio.AioRpcError, SandboxLost):
                         await asyncio.sleep(delay)
@@ -255,18 +296,22 @@ class Session:
 
     async def _write(self, message: pb.ConnectRequest) -> None:
         async with self._write_turn:
-            if self._stream is None:
-                raise self._lost or SandboxLost("the session is not open")
-            try:
-                await self._stream.write(message)
-            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-                return  # the reader sees the same end, and sends again what was not answered
+            await self._write_now(message)
+
+    async def _write_now(self, message: pb.ConnectRequest) -> None:
+        if self._stream is None:
+            raise self._lost or SandboxLost("the session is not open")
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            # The reader sees the same end of the stream, and what was not answered is sent again.
+            await self._stream.write(message)
 
     def _take(self, message: pb.ConnectResponse) -> None:
         kind = message.WhichOneof("message")
         if kind == "event":
             if self._cell is not None:
                 self._cell.take(message.event)
+            # The agent has handed this answer on: it will not ask for it again.
+            self._replies.pop(message.event.call_ended.call_id, None)
         elif kind == "call":
             self._take_call(message.call)
         elif kind == "cancel":
@@ -279,7 +324,9 @@ class Session:
     def _take_call(self, call: pb.Call) -> None:
         """Start work on a call; one that is delivered again gets the same answer, never a second one."""
         if (reply := self._replies.get(call.call_id)) is not None:
-            self._calls[call.call_id] = asyncio.create_task(self._write(pb.ConnectRequest(reply=reply)))
+            task = asyncio.create_task(self._write(pb.ConnectRequest(reply=reply)))
+            self._resent.add(task)
+            task.add_done_callback(self._resent.discard)
             return
         if call.call_id in self._calls:
             return
@@ -300,8 +347,13 @@ class Session:
             model=message.model or None,
             depth=self._depth,
         )
-        result = await self._handle_call(call)
-        reply = self._replies[call.id] = reply_message(call.id, result)
+        try:
+            reply = reply_message(call.id, await self._handle_call(call))
+        except Exception as error:
+            # A client or a tool of somebody else's: one query has failed, and its cell must hear of it.
+            log.exception("call %s failed", call.id)
+            reply = reply_message(call.id, Failure("PROVIDER", f"{type(error).__name__}: {error}"))
+        self._replies[call.id] = reply
         self._calls.pop(call.id, None)
         await self._write(pb.ConnectRequest(reply=reply))
 
@@ -350,11 +402,3 @@ def _write_all(file: io.RawIOBase, chunk: bytes) -> None:
     view = memoryview(chunk)
     while view:
         view = view[file.write(view) or 0 :]
-
-
-async def _end_of(stream: Stream) -> Exception:
-    """The error that a stream that just ended carries."""
-    code = await stream.code()
-    return grpc.aio.AioRpcError(
-        code, grpc.aio.Metadata(), grpc.aio.Metadata(), details=await stream.details()
-    )

@@ -45,7 +45,7 @@ class Recording:
     def end(self, call: Call, answer: Answer) -> None:
         self._step("end")
 
-    def cell_ended(self, session_id: str, cell_id: str, *, rolled_back: bool) -> None:
+    def cell_ended(self, session_id: str, cell_id: str, *, ok: bool) -> None:
         self._step("cell ended")
 
     def _step(self, name: str) -> None:
@@ -124,9 +124,9 @@ async def test_usage_is_the_sum_of_all_calls_and_each_cell_has_its_record() -> N
         "total_cached_tokens": 2,
         "total_reasoning_tokens": 3,
     }
-    records = one.cell_ended("s", "c1", rolled_back=False)
+    records = one.cell_ended("s", "c1", ok=True)
     assert [(record.response, record.error) for record in records] == [("a", None), ("b", None), ("", "no")]
-    assert one.cell_ended("s", "c1", rolled_back=False) == []
+    assert one.cell_ended("s", "c1", ok=True) == []
 
 
 async def test_an_unknown_kind_is_refused() -> None:

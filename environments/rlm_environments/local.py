@@ -23,6 +23,7 @@ from typing import ClassVar
 from rlm_core import limits
 from rlm_core.environment import Capabilities, Environment, Sandbox, track, untrack
 from rlm_core.errors import SandboxLost
+from rlm_core.tasks import finish_first
 from rlm_core.text import one_line, printable
 from rlm_core.transport.unix import unix_channel
 
@@ -64,11 +65,12 @@ class LocalEnvironment(Environment):
                 await sandbox.wait_until_it_serves()
             return sandbox
         except BaseException as error:
-            if sandbox is not None:
-                epitaph = await asyncio.shield(sandbox.fail_to_start())
-            else:
-                epitaph = str(error)
+            epitaph = ""
+            if sandbox is None:
                 shutil.rmtree(folder, ignore_errors=True)
+            else:
+                await finish_first(sandbox.stop())
+                epitaph = await sandbox.epitaph()
             if isinstance(error, (OSError, TimeoutError, SandboxLost)):
                 raise SandboxLost(f"the local agent did not start: {epitaph or error}") from None
             raise
@@ -108,28 +110,27 @@ class LocalSandbox(Sandbox):
         await self.channel.close()
         if self._process.stdin is not None:
             self._process.stdin.close()  # the agent ends its sessions, removes its folder and goes
-        try:
-            async with asyncio.timeout(limits.CLOSE_SECONDS):
-                await self._process.wait()
-        except TimeoutError:
-            self.kill()
-            await self._process.wait()
+        for number in (None, signal.SIGTERM, signal.SIGKILL):
+            if number is not None:
+                self._signal(number)
+            try:
+                async with asyncio.timeout(limits.CLOSE_SECONDS / 2):
+                    await self._process.wait()
+                    break
+            except TimeoutError:
+                continue
         await asyncio.wait([self._log_reader], timeout=1)
         self._log_reader.cancel()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def kill(self) -> None:
         """SIGTERM: the agent's supervisor ends all of its processes and then itself."""
+        self._signal(signal.SIGTERM)
+
+    def _signal(self, number: signal.Signals) -> None:
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self._process.pid, signal.SIGTERM)
-
-    async def fail_to_start(self) -> str:
-        """Clean up, and say why it did not come up."""
-        await asyncio.wait([self._log_reader], timeout=1)
-        epitaph = await self.epitaph()
-        await self.stop()
-        return epitaph
+                os.kill(self._process.pid, number)
 
     async def epitaph(self) -> str:
         if self._process.returncode is None:

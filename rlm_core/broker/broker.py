@@ -20,7 +20,7 @@ from rlm_core.types import RLMChatCompletion, UsageSummary
 @dataclass(frozen=True, slots=True)
 class BrokerConfig:
     max_concurrent_calls: int = 64
-    call_timeout: float = 900.0
+    call_timeout: float = 300.0
     """Seconds, waiting for a place included."""
     policy: Policy = field(default_factory=KnownKinds)
     budget: Budget = field(default_factory=Unlimited)
@@ -31,6 +31,7 @@ class Models:
     """The clients of a run. The first is the root's; sub-calls take the second, if any, or one by name."""
 
     def __init__(self, clients: Sequence[LMClient]) -> None:
+        self.clients = tuple(clients)
         self.root = clients[0]
         self.sub = clients[1] if len(clients) > 1 else clients[0]
         self._by_name = {client.model_name: client for client in reversed(clients)}
@@ -79,9 +80,9 @@ class Broker:
         self._remember(call, result, time.monotonic() - started)
         return result
 
-    def cell_ended(self, session_id: str, cell_id: str, *, rolled_back: bool) -> list[RLMChatCompletion]:
+    def cell_ended(self, session_id: str, cell_id: str, *, ok: bool) -> list[RLMChatCompletion]:
         """Close a cell's account; the record of its calls."""
-        self._config.journal.cell_ended(session_id, cell_id, rolled_back=rolled_back)
+        self._config.journal.cell_ended(session_id, cell_id, ok=ok)
         return self._of_cell.pop((session_id, cell_id), [])
 
     def usage(self) -> UsageSummary:

@@ -30,8 +30,8 @@ class Journal(Protocol):
     def end(self, call: Call, answer: Answer) -> None:
         """Write the answer down, before the cell gets it."""
 
-    def cell_ended(self, session_id: str, cell_id: str, *, rolled_back: bool) -> None:
-        """After a rollback, what the cell had bought is there again for the same questions."""
+    def cell_ended(self, session_id: str, cell_id: str, *, ok: bool) -> None:
+        """What a cell had bought that did not end well is there again for the same questions."""
 
 
 class KnownKinds:
@@ -60,7 +60,10 @@ Question = tuple[str, str | None, str]
 
 
 class MemoryJournal:
-    """Journal: for the life of a run, in memory. What a rolled-back cell bought is not bought again."""
+    """Journal: for the life of a run, in memory.
+
+    What a cell bought that died, raised or was interrupted is not bought again when it is asked again.
+    """
 
     def __init__(self) -> None:
         self._by_cell: defaultdict[tuple[str, str], list[tuple[Question, Answer]]] = defaultdict(list)
@@ -76,9 +79,9 @@ class MemoryJournal:
     def end(self, call: Call, answer: Answer) -> None:
         self._by_cell[call.session_id, call.cell_id].append((_question(call), answer))
 
-    def cell_ended(self, session_id: str, cell_id: str, *, rolled_back: bool) -> None:
+    def cell_ended(self, session_id: str, cell_id: str, *, ok: bool) -> None:
         bought = self._by_cell.pop((session_id, cell_id), [])
-        if rolled_back:
+        if not ok:
             for question, answer in bought:
                 self._free[question].append(answer)
 

@@ -62,19 +62,14 @@ class OpenAIClient(LMClient):
                 messages=[dict(message) for message in request.messages],  # type: ignore[misc]
                 **self._sampling,
             )
+            return _response(completion, model)
         except openai.OpenAIError as error:
             raise self._mapped(error, model) from None
-        if not isinstance(completion, ChatCompletion) or not completion.choices:
+        except (ValueError, TypeError, AttributeError, LookupError):
+            # The SDK makes its objects from whatever JSON arrives, unchecked.
             raise ProviderError(
                 f"{self.base_url} did not answer with a chat completion; is it an OpenAI API?"
-            )
-        choice = completion.choices[0]
-        return LMResponse(
-            choice.message.content or "",
-            completion.model or model,
-            _usage(completion),
-            choice.finish_reason or "",
-        )
+            ) from None
 
     async def aclose(self) -> None:
         await self._client.close()
@@ -113,6 +108,16 @@ def _sampling(args: Mapping[str, Any]) -> dict[str, Any]:
     """`max_tokens` under the name that today's chat completions take, as the original library does."""
     renamed = {"max_completion_tokens" if key == "max_tokens" else key: value for key, value in args.items()}
     return {key: value for key, value in renamed.items() if value is not None}
+
+
+def _response(completion: ChatCompletion, model: str) -> LMResponse:
+    choice = completion.choices[0]
+    text = choice.message.content or ""
+    if not isinstance(text, str):
+        raise TypeError("content is not text")
+    return LMResponse(
+        text, str(completion.model or model), _usage(completion), str(choice.finish_reason or "")
+    )
 
 
 def _usage(completion: ChatCompletion) -> TokenUsage:

@@ -19,7 +19,7 @@ class ScriptedClient(LMClient):
     """Answers from a list, one reply a call, or from a function of the request.
 
     A list fails when it is exhausted, and in `check_finished` (which `RLM.close` calls) when it is not
-    used up. An exception in place of a reply is raised. A plain function runs in a thread. Usage is
+    used up, whoever made the client. An exception in place of a reply is raised. A plain function runs in a thread. Usage is
     counted as a token every four characters.
     """
 

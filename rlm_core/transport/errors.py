@@ -26,7 +26,7 @@ KINDS: dict[grpc.StatusCode, type[RLMError]] = {
     grpc.StatusCode.DATA_LOSS: SandboxLost,
     grpc.StatusCode.UNAUTHENTICATED: SandboxLost,
 }
-RECONNECTABLE = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL})
+RECONNECTABLE = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
 
 
 def from_rpc_error(error: grpc.aio.AioRpcError) -> RLMError:

@@ -30,9 +30,8 @@ class Pending:
 class Calls:
     """The calls of one session that have no answer yet."""
 
-    def __init__(self, up: Callable[[pb.ConnectResponse], None], max_pending: int) -> None:
+    def __init__(self, up: Callable[[pb.ConnectResponse], None]) -> None:
         self._up = up
-        self._max_pending = max_pending
         self._pending: dict[str, Pending] = {}
         self._connections: set[Connection] = set()
         self._server: asyncio.Server | None = None
@@ -108,7 +107,7 @@ class Calls:
         self._pending[call_id] = Pending(connection, frame.header["id"], message)
         cell.call_started(call_id)
         self._up(pb.ConnectResponse(call=message))
-        if len(self._pending) >= self._max_pending:
+        if len(self._pending) >= limits.MAX_PENDING_CALLS:
             for each in self._connections:
                 each.pause()
         return None
@@ -132,7 +131,7 @@ class Calls:
         self.reply(pb.CallReply(call_id=call_id, failure=failure))
 
     def _resume(self) -> None:
-        if len(self._pending) < self._max_pending:
+        if len(self._pending) < limits.MAX_PENDING_CALLS:
             for connection in self._connections:
                 connection.resume()
 
@@ -175,7 +174,11 @@ class Connection(asyncio.Protocol):
         self._forked = asyncio.get_running_loop().create_future()
         with socket.socket(fileno=os.dup(self._transport.get_extra_info("socket").fileno())) as sock:
             socket.send_fds(sock, [Frame(Kind.FORK, header).encode()], list(fds))
-        return await self._forked
+        try:
+            async with asyncio.timeout(limits.READY_SECONDS):
+                return await self._forked
+        except TimeoutError:
+            return {"error": "the caller did not fork"}
 
     def pause(self) -> None:
         if self._transport.is_reading():

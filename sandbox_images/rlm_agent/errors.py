@@ -1,4 +1,4 @@
-"""What the agent answers when it can't do what was asked; each becomes one gRPC status in server.py."""
+"""What the agent answers when it can't do what was asked; each becomes one gRPC status in guard.py."""
 
 
 class AgentError(Exception):

@@ -51,7 +51,8 @@ class Frame:
     body: bytes = b""
 
     def encode(self) -> bytes:
-        header = json.dumps(self.header, separators=(",", ":")).encode()
+        text = json.dumps(self.header, ensure_ascii=False, separators=(",", ":"))
+        header = text.encode("utf-8", "surrogatepass")
         return PREFIX.pack(self.kind, len(header), len(self.body)) + header + self.body
 
 
@@ -72,7 +73,7 @@ def parse_prefix(prefix: bytes) -> tuple[Kind, int, int]:
 def parse(kind: Kind, header: bytes, body: bytes) -> Frame:
     """Raises FrameError when the header is not a JSON object."""
     try:
-        fields = json.loads(header) if header else {}
+        fields = json.loads(header.decode("utf-8", "surrogatepass")) if header else {}
     except (ValueError, RecursionError) as error:
         raise FrameError(f"malformed frame header: {type(error).__name__}") from None
     if not isinstance(fields, dict):

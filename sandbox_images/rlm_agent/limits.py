@@ -9,8 +9,9 @@ MAX_PROMPT = 4 << 20
 MAX_ANSWER = 4 << 20
 MAX_CONTEXT = 64 << 30
 
-MAX_FRAME_HEADER = 256 << 10
-"""JSON header of one frame from a worker."""
+MAX_FRAME_HEADER = 1 << 20
+"""JSON header of one frame from a worker: room for all that it cuts to its own limits, each character
+escaped."""
 MAX_FRAME_BODY = 5 << 20
 
 MAX_SESSIONS = 256
@@ -22,6 +23,11 @@ MAX_CALL_CONNECTIONS = 512
 MAX_PENDING_CALLS = 1_024
 """Calls of one session without an answer yet; a cell that makes more is held back by its socket."""
 MAX_VARIABLES = 256
+MAX_NAME_CHARS = 200
+"""Of a variable's or a type's name; a variable with a longer one is not told of."""
+MAX_NOTICES = 64
+MAX_OUTPUT_BYTES = 1 << 20
+"""What a host may ask to be kept of a head or a tail."""
 MAX_ID_CHARS = 128
 
 OUTPUT_BYTES = 128 << 10

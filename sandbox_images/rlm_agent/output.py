@@ -40,12 +40,12 @@ class Pipe:
         self.fd = fd
         os.set_blocking(fd, False)
 
-    def read(self) -> bytes:
-        """What is there, at most READ_BYTES; empty when there is nothing."""
+    def read(self) -> bytes | None:
+        """What is there, at most READ_BYTES; None when there is nothing, empty when all writers are gone."""
         try:
             return os.read(self.fd, READ_BYTES)
         except BlockingIOError:
-            return b""
+            return None
 
     def drain(self) -> bytes:
         """All that was written before this call, and nothing of what is written during it."""

@@ -58,22 +58,24 @@ def finished_cell(frame: Frame, interrupt_reason: str) -> pb.CellFinished:
         status=status,
         answer_ready=header.get("ready") is True,
         answer_content=frame.body[: limits.MAX_ANSWER],
-        no_checkpoint=_text(header.get("no_checkpoint"), 200),
-        notices=[_text(notice, 500) for notice in _list(header.get("notices"))[:64]],
+        no_checkpoint=text_of(header.get("no_checkpoint"), 200),
+        notices=[text_of(notice, 500) for notice in _list(header.get("notices"))[: limits.MAX_NOTICES]],
     )
     variables = header.get("variables")
     if isinstance(variables, dict):
         for name, kind in list(variables.items())[: limits.MAX_VARIABLES]:
-            result.variables.add(name=_text(name, 200), type=_text(kind, 200))
+            result.variables.add(
+                name=text_of(name, limits.MAX_NAME_CHARS), type=text_of(kind, limits.MAX_NAME_CHARS)
+            )
     error = header.get("error")
     if isinstance(error, dict):
-        result.error.type = _text(error.get("type"), 200)
-        result.error.message = _text(error.get("message"), TEXT_CHARS)
-        result.error.traceback = _text(error.get("traceback"), TEXT_CHARS)
+        result.error.type = text_of(error.get("type"), 200)
+        result.error.message = text_of(error.get("message"), TEXT_CHARS)
+        result.error.traceback = text_of(error.get("traceback"), TEXT_CHARS)
     return result
 
 
-def _text(value: object, limit: int) -> str:
+def text_of(value: object, limit: int) -> str:
     """A str field of the wire is UTF-8: lone surrogates become visible escapes."""
     text = value if isinstance(value, str) else ""
     return text[:limit].encode("utf-8", "backslashreplace").decode()

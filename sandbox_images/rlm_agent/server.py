@@ -193,14 +193,16 @@ async def _serve_host(
             elif kind == "execute":
                 cell = session.execute(request.execute)
                 follow = _follow(cell.follow(request.execute.from_event), outbox)
-                followers.add(asyncio.ensure_future(follow))
+                task = asyncio.ensure_future(follow)
+                followers.add(task)
+                task.add_done_callback(followers.discard)
             else:
                 raise errors.Invalid("unexpected message on Connect")
         outbox.put_nowait(errors.SessionGone("the host closed the connection"))
     except errors.AgentError as error:
         outbox.put_nowait(error)
     finally:
-        for task in followers:
+        for task in list(followers):
             task.cancel()
 
 
@@ -227,10 +229,9 @@ def _config(request: pb.OpenSessionRequest) -> SessionConfig:
     asked = request.limits
     default = SessionConfig()
     return SessionConfig(
-        output_bytes=min(asked.output_bytes, limits.MAX_FRAME_BODY) or default.output_bytes,
+        output_bytes=min(asked.output_bytes, limits.MAX_OUTPUT_BYTES) or default.output_bytes,
         interrupt_grace=asked.interrupt_grace_ms / 1000 or default.interrupt_grace,
         memory_bytes=asked.memory_bytes,
-        pending_calls=min(asked.pending_calls or limits.MAX_PENDING_CALLS, limits.MAX_PENDING_CALLS),
         env=dict(request.env),
     )
 

@@ -18,7 +18,7 @@ from rlm_agent.cell import Cell
 from rlm_agent.errors import Busy, Invalid, SessionGone
 from rlm_agent.frames import PACKET_BYTES, Frame, FrameError, Kind, PacketBuffer, packets
 from rlm_agent.output import Pipe, make_pipe
-from rlm_agent.result import Death, describe_death, finished_cell, rolled_back_cell
+from rlm_agent.result import Death, describe_death, finished_cell, rolled_back_cell, text_of
 from rlm_agent.rpc.v1 import agent_pb2 as pb
 from rlm_agent.supervision import Supervision, SupervisorGone
 
@@ -33,7 +33,6 @@ class SessionConfig:
     output_bytes: int = limits.OUTPUT_BYTES
     interrupt_grace: float = limits.INTERRUPT_GRACE_SECONDS
     memory_bytes: int = 0
-    pending_calls: int = limits.MAX_PENDING_CALLS
     env: dict[str, str] = field(default_factory=dict)
 
 
@@ -42,8 +41,9 @@ class Session:
         self, session_id: str, folder: Path, config: SessionConfig, supervision: Supervision
     ) -> None:
         self.id = session_id
-        self.calls = Calls(self._tell, config.pending_calls)
+        self.calls = Calls(self._tell)
         self.lost: str | None = None
+        self._closed = False
         self._folder = folder
         self.config = config
         self._supervision = supervision
@@ -74,7 +74,7 @@ class Session:
         env = {**self.config.env, SOCKET_VARIABLE: str(self._socket_path)}
         await self._supervision.spawn(self.id, self.cwd, env, self.config.memory_bytes, self._worker_fds())
         self._close_worker_fds()
-        await self._wait_ready()
+        await self._first_ready()
 
     async def fork(self, new: "Session", call_id: str) -> None:
         """Start `new` from this session's memory: idle, or where the call waits for its answer.
@@ -98,10 +98,13 @@ class Session:
             raise Invalid(str(answer["error"]))
         await self._supervision.adopt(new.id, self.id, int(answer["pid"]))
         new._close_worker_fds()
-        await new._wait_ready()
+        await new._first_ready()
 
     async def close(self) -> None:
         """End every process of the session; safe to repeat."""
+        if self._closed:
+            return
+        self._closed = True
         self._lose("the session was closed")
         await self.calls.close()
         with contextlib.suppress(OSError, SupervisorGone):
@@ -170,13 +173,16 @@ class Session:
             raise
 
     async def list_variables(self) -> list[list[str]]:
-        found: list[list[str]] = (await self._look(Frame(Kind.LIST)))[0].get("variables", [])
-        return found
+        """Name, type name and short repr of each; taken from a worker, so each is checked."""
+        found = (await self._look(Frame(Kind.LIST)))[0].get("variables")
+        rows = [row for row in found if isinstance(row, list)] if isinstance(found, list) else []
+        return [[text_of(value, limits.MAX_NAME_CHARS) for value in row[:3]] for row in rows if len(row) == 3]
 
     async def read_variable(self, name: str, max_bytes: int) -> tuple[str, bytes, int]:
         """Type name, first bytes of the text, and the whole text's size."""
         header, body = await self._look(Frame(Kind.READ, {"name": name, "max_bytes": max_bytes}))
-        return str(header["type"]), body, int(header["size"])
+        size = header.get("size")
+        return text_of(header.get("type"), limits.MAX_NAME_CHARS), body, size if type(size) is int else 0
 
     def interrupt(self, reason: str) -> None:
         """SIGINT now, SIGKILL after the grace period; nothing when nothing runs."""
@@ -351,6 +357,8 @@ class Session:
     def _on_output(self, pipe: Pipe) -> None:
         data = pipe.read()
         cell = self.calls.cell
+        if data == b"":
+            self._loop.remove_reader(pipe.fd)  # else it would be readable for ever
         if not data or cell is None:
             return
         if pipe is self._stdout:
@@ -391,6 +399,14 @@ class Session:
             await self._ready.wait()
         if self.lost is not None:
             raise SessionGone(self.lost)
+
+    async def _first_ready(self) -> None:
+        """Raises SessionGone when no worker comes up."""
+        try:
+            async with asyncio.timeout(limits.READY_SECONDS):
+                await self._wait_ready()
+        except TimeoutError:
+            raise SessionGone("the worker did not start") from None
 
     def _lose(self, detail: str) -> None:
         if self.lost is not None:

@@ -57,7 +57,10 @@ class Supervision:
         await self._ask(Kind.SIGNAL, {"session": session, "pid": pid, "signal": number})
 
     async def end(self, session: str) -> None:
-        await self._ask(Kind.END, {"session": session})
+        """End every process of a session; OSError when some could not be ended."""
+        left = (await self._ask(Kind.END, {"session": session})).get("left")
+        if left:
+            raise OSError(f"{left} processes of session {session} could not be ended")
 
     def close(self) -> None:
         """End the supervisor, which ends every session first."""
@@ -79,7 +82,12 @@ class Supervision:
             except OSError as error:
                 self._waiting.pop(number)
                 raise SupervisorGone(str(error)) from None
-        result: dict[str, Any] = await asyncio.wait_for(answer, ANSWER_SECONDS)
+        try:
+            result: dict[str, Any] = await asyncio.wait_for(answer, ANSWER_SECONDS)
+        except TimeoutError:
+            raise SupervisorGone("the supervisor does not answer") from None
+        finally:
+            self._waiting.pop(number, None)
         if error_text := result.get("error"):
             raise OSError(error_text)
         return result
@@ -94,9 +102,9 @@ class Supervision:
             asyncio.get_running_loop().remove_reader(self._socket)
             self.gone.set()
             for answer in self._waiting.values():
-                answer.set_exception(SupervisorGone("the supervisor has ended"))
-            self._waiting.clear()
+                if not answer.done():
+                    answer.set_exception(SupervisorGone("the supervisor has ended"))
         for frame in frames:
-            answer = self._waiting.pop(int(frame.header["id"]))
-            if not answer.done():
-                answer.set_result(frame.header)
+            waiting = self._waiting.get(int(frame.header["id"]))
+            if waiting is not None and not waiting.done():
+                waiting.set_result(frame.header)

@@ -44,8 +44,8 @@ class Supervisor:
 
     def _obey(self, frame: Frame, fds: list[int]) -> dict[str, Any]:
         header = frame.header
-        session = str(header["session"])
         try:
+            session = str(header["session"])
             if frame.kind is Kind.SPAWN:
                 return {"pid": self._spawn(session, header, fds)}
             if frame.kind is Kind.ADOPT:
@@ -54,8 +54,8 @@ class Supervisor:
                 self._signal(session, int(header["pid"]), int(header["signal"]))
             elif frame.kind is Kind.END:
                 return {"left": self._end(session)}
-        except OSError as error:
-            return {"error": str(error)}
+        except (OSError, LookupError, ValueError) as error:
+            return {"error": f"{type(error).__name__}: {error}"}
         return {}
 
     def _spawn(self, session: str, header: dict[str, Any], fds: list[int]) -> int:

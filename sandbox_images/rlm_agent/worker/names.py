@@ -56,7 +56,7 @@ class Names:
         return "Variables: " + ", ".join(f"{k} ({variables.type_name(v)})" for k, v in found.items())
 
     def add_context(self, index: int, value: Any) -> None:
-        """Bind `context_<index>`, and `context` to it when it is the latest."""
+        """Bind `context_<index>`, and `context` to it."""
         self.bind(f"context_{index}", value)
         self.bind("context", value)
 
@@ -88,7 +88,7 @@ class Names:
             if found is not NO_VALUE:
                 self._namespace[f"{name}_"] = found
                 notices.append(f"`{name}` belongs to the REPL and was restored; your value is in `{name}_`.")
-        return notices
+        return notices[: limits.MAX_NOTICES]
 
     def _accept_rebound_answer(self) -> None:
         """`answer = {"content": …, "ready": True}` means what it says."""

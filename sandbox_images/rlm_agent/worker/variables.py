@@ -17,13 +17,17 @@ def visible(namespace: dict[str, Any], reserved: set[str]) -> dict[str, Any]:
     names = (
         name
         for name, value in list(namespace.items())
-        if not name.startswith("_") and name not in reserved and not isinstance(value, ModuleType)
+        if isinstance(name, str)
+        and len(name) <= limits.MAX_NAME_CHARS
+        and not name.startswith("_")
+        and name not in reserved
+        and not isinstance(value, ModuleType)
     )
     return {name: namespace[name] for name, _ in zip(names, range(limits.MAX_VARIABLES), strict=False)}
 
 
 def type_name(value: Any) -> str:
-    return type(value).__name__[:REPR_CHARS]
+    return type(value).__name__[: limits.MAX_NAME_CHARS]
 
 
 def short_repr(value: Any) -> str:

@@ -139,8 +139,7 @@ class _RollbackReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Rollba
     ROLLBACK_REASON_EXIT: _RollbackReason.ValueType  # 2
     ROLLBACK_REASON_TIMEOUT: _RollbackReason.ValueType  # 3
     ROLLBACK_REASON_INTERRUPT: _RollbackReason.ValueType  # 4
-    ROLLBACK_REASON_MEMORY: _RollbackReason.ValueType  # 5
-    ROLLBACK_REASON_LINK: _RollbackReason.ValueType  # 6
+    ROLLBACK_REASON_LINK: _RollbackReason.ValueType  # 5
 
 class RollbackReason(_RollbackReason, metaclass=_RollbackReasonEnumTypeWrapper): ...
 
@@ -149,8 +148,7 @@ ROLLBACK_REASON_SIGNAL: RollbackReason.ValueType  # 1
 ROLLBACK_REASON_EXIT: RollbackReason.ValueType  # 2
 ROLLBACK_REASON_TIMEOUT: RollbackReason.ValueType  # 3
 ROLLBACK_REASON_INTERRUPT: RollbackReason.ValueType  # 4
-ROLLBACK_REASON_MEMORY: RollbackReason.ValueType  # 5
-ROLLBACK_REASON_LINK: RollbackReason.ValueType  # 6
+ROLLBACK_REASON_LINK: RollbackReason.ValueType  # 5
 Global___RollbackReason: _TypeAlias = RollbackReason  # noqa: Y015
 
 class _CallKind:
@@ -229,26 +227,22 @@ class SessionLimits(_message.Message):
     OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
     INTERRUPT_GRACE_MS_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
-    PENDING_CALLS_FIELD_NUMBER: _builtins.int
     output_bytes: _builtins.int
     """Bytes of each of stdout and stderr kept from the start of a cell, and as many from its end."""
     interrupt_grace_ms: _builtins.int
     """Milliseconds between SIGINT and SIGKILL."""
     memory_bytes: _builtins.int
     """Bytes of memory a worker process may allocate (RLIMIT_DATA)."""
-    pending_calls: _builtins.int
-    """Calls of one cell that may wait for an answer at once."""
     def __init__(
         self,
         *,
         output_bytes: _builtins.int = ...,
         interrupt_grace_ms: _builtins.int = ...,
         memory_bytes: _builtins.int = ...,
-        pending_calls: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["interrupt_grace_ms", b"interrupt_grace_ms", "memory_bytes", b"memory_bytes", "output_bytes", b"output_bytes", "pending_calls", b"pending_calls"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["interrupt_grace_ms", b"interrupt_grace_ms", "memory_bytes", b"memory_bytes", "output_bytes", b"output_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

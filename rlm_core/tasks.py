@@ -1,0 +1,21 @@
+"""Cancellation that lets a clean-up end."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+
+async def finish_first(cleanup: Coroutine[Any, Any, Any]) -> None:
+    """Run a clean-up to its end, whatever cancels the caller meanwhile; the cancellation is raised then."""
+    task = asyncio.ensure_future(cleanup)
+    cancelled = False
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():
+                break
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError
+    task.result()
