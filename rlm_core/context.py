@@ -57,7 +57,10 @@ def encode(value: Any) -> Encoded:
         return Encoded("text", value)
     if isinstance(value, bytes):
         return Encoded("bytes", value)
-    text = json.dumps(_tagged(value, "context"), ensure_ascii=False, separators=(",", ":"))
+    try:
+        text = json.dumps(_tagged(value, "context"), ensure_ascii=False, separators=(",", ":"))
+    except RecursionError:
+        raise ConfigError("the context is nested too deeply, or contains itself") from None
     return Encoded("json", text)
 
 

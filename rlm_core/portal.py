@@ -35,7 +35,7 @@ class Portal:
         if threading.get_ident() == self._thread.ident:
             work.close()
             raise ConfigError(
-                "a blocking call from inside the library's own event loop (an observer or a client) can't end: "
+                "a blocking call from an observer or a client, in the library's own event loop, can't end: "
                 "use the async method"
             )
         started = self._start(work)
@@ -56,6 +56,8 @@ class Portal:
         except asyncio.CancelledError:
             started.cancel()
             await asyncio.wait([waiting])
+            if not waiting.cancelled():
+                waiting.exception()  # looked at: it is our own cancellation
             raise
 
     def _start(self, work: Coroutine[Any, Any, T]) -> "_Started[T]":

@@ -1,6 +1,7 @@
 """`RLM`: what a user instantiates. Keywords, defaults and results are those of the original library."""
 
 import asyncio
+import os
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from rlm_core.observer import Observer
 from rlm_core.portal import portal
 from rlm_core.prompts import PromptConfig
 from rlm_core.run import LoopConfig, Run, Task
+from rlm_core.text import without_userinfo
 from rlm_core.types import RLMChatCompletion, RLMMetadata
 
 NOT_YET: dict[str, Any] = {
@@ -88,6 +90,7 @@ class RLM:
         backend_kwargs: Mapping[str, Any] | None = None,
         environment: str = "local",
         environment_kwargs: Mapping[str, Any] | None = None,
+        *,
         max_depth: int = 1,
         max_iterations: int = 30,
         custom_system_prompt: str | None = None,
@@ -103,6 +106,15 @@ class RLM:
         **not_yet: Any,
     ) -> None:
         _refuse(not_yet)
+        _check("backend_kwargs", backend_kwargs, Mapping, type(None))
+        _check("environment_kwargs", environment_kwargs, Mapping, type(None))
+        _check("other_backends", other_backends, list, tuple, type(None))
+        _check("max_depth", max_depth, int)
+        _check("max_iterations", max_iterations, int)
+        _check("custom_system_prompt", custom_system_prompt, str, type(None))
+        _check("user_prologue", user_prologue, str, type(None))
+        _check("logger", logger, RLMLogger, type(None))
+        _check("observer", observer, Observer, type(None))
         if max_depth not in (0, 1):
             raise ConfigError(f"max_depth={max_depth} is not served yet; this version has max_depth 0 and 1")
         if max_iterations < 1:
@@ -121,6 +133,7 @@ class RLM:
         self._observer = observer
         self._verbose = verbose
         self._models: Models | None = None
+        self._models_pid = os.getpid()
         self._owned: list[LMClient] = []
 
     def completion(self, prompt: Any, root_prompt: str | None = None) -> RLMChatCompletion:
@@ -163,6 +176,7 @@ class RLM:
         await portal().await_(self._close(check=error is None))
 
     async def _complete(self, prompt: Any, root_prompt: str | None) -> RLMChatCompletion:
+        _check("root_prompt", root_prompt, str, type(None))
         context = await asyncio.to_thread(read_path, prompt) if isinstance(prompt, Path) else prompt
         encoded = await asyncio.to_thread(encode, context)  # refuses before anything is started or paid for
         broker = Broker(self._get_models())
@@ -175,7 +189,9 @@ class RLM:
 
     def _get_models(self) -> Models:
         """The clients, made when they are first needed."""
-        if self._models is None:
+        if self._models is None or self._models_pid != os.getpid():  # a forked child needs its own
+            self._models_pid = os.getpid()
+            self._owned = []
             clients: list[LMClient] = []
             for backend in self._backends:
                 client = backend.client
@@ -213,6 +229,12 @@ class RLM:
         if check and models is not None:
             for client in models.clients:
                 client.check_finished()
+
+
+def _check(name: str, value: object, *kinds: type) -> None:
+    if not isinstance(value, kinds):
+        expected = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
+        raise ConfigError(f"{name} must be {expected}, not {type(value).__name__}")
 
 
 def _refuse(not_yet: Mapping[str, Any]) -> None:
@@ -260,10 +282,21 @@ def _with_sampling(kwargs: Mapping[str, Any], sampling: Mapping[str, Any] | None
     return {**kwargs, "sampling_args": {**(kwargs.get("sampling_args") or {}), **sampling}}
 
 
-LOGGED_KWARGS = frozenset({"model_name", "base_url", "context_window", "sampling_args", "timeout"})
+LOGGED_KWARGS = frozenset({"model_name", "context_window", "timeout"})
+LOGGED_FIELDS = frozenset({"cell_timeout", "memory", "interrupt_grace", "output_bytes", "network"})
 
 
 def _loggable(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """An allow-list for backends: what is not on it is named, and never shown."""
-    shown = LOGGED_KWARGS | {"cell_timeout", "memory", "interrupt_grace", "output_bytes", "network"}
-    return {key: value if key in shown else f"<{type(value).__name__}>" for key, value in kwargs.items()}
+    """An allow-list: what is not on it is named, and never shown."""
+    return {key: _loggable_value(key, value) for key, value in kwargs.items()}
+
+
+def _loggable_value(key: str, value: Any) -> Any:
+    if key in LOGGED_KWARGS | LOGGED_FIELDS:
+        return value
+    if key == "base_url" and isinstance(value, str):
+        return without_userinfo(value)
+    if key == "sampling_args" and isinstance(value, Mapping):
+        numbers = (int, float, bool, type(None))
+        return {k: v if isinstance(v, numbers) else f"<{type(v).__name__}>" for k, v in value.items()}
+    return f"<{type(value).__name__}>"

@@ -78,7 +78,7 @@ class Session:
         self._lost: SandboxLost | None = None
 
     async def __aenter__(self) -> "Session":
-        await self.open()
+        await self._open_or_close()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -160,7 +160,7 @@ class Session:
             self._cells += 1
             seconds = self._spec.cell_timeout if timeout is None else timeout
             request = pb.ExecuteCell(
-                cell_id=f"c{self._cells}", code=code, timeout_ms=max(1, int(seconds * 1000))
+                cell_id=f"c{self._cells}", code=_sendable(code), timeout_ms=max(1, int(seconds * 1000))
             )
             cell = self._cell = RunningCell(request, self._observer)
             try:
@@ -199,10 +199,22 @@ class Session:
         """A second session with a copy of this one's variables; of the middle of a cell with `call_id`."""
         child = Session(self._sandbox, self._spec, self._handle_call, depth=self._depth + bool(call_id))
         request = pb.ForkSessionRequest(session_id=self.id, new_session_id=child.id, call_id=call_id)
-        await self._ask(self._stub.ForkSession, request)
         child._contexts = self._contexts
-        await child.open()
+        try:
+            await self._ask(self._stub.ForkSession, request)
+        except BaseException:
+            await finish_first(child.aclose())
+            raise
+        await child._open_or_close()
         return child
+
+    async def _open_or_close(self) -> None:
+        """What could not be opened may be there all the same."""
+        try:
+            await self.open()
+        except BaseException:
+            await finish_first(self.aclose())
+            raise
 
     async def variables(self) -> list[Variable]:
         """Raises ConfigError while a cell runs."""
@@ -389,6 +401,11 @@ async def _parts(header: pb.ContextHeader, encoded: Encoded | None) -> AsyncIter
     if encoded is not None:
         for chunk in encoded.chunks():
             yield pb.PutContextRequest(chunk=chunk)
+
+
+def _sendable(code: str) -> str:
+    """A lone surrogate can't be sent; as an escape it means the same inside a string literal."""
+    return code.encode("utf-8", "backslashreplace").decode()
 
 
 def _write_private(path: Path, encoded: Encoded) -> None:

@@ -1,6 +1,7 @@
 """Small, pure helpers for text."""
 
 import unicodedata
+from urllib.parse import urlsplit, urlunsplit
 
 
 def printable(text: str) -> str:
@@ -29,3 +30,12 @@ def one_line(text: str, limit: int) -> str:
     """The text on one line, cut at `limit` characters."""
     line = " ".join(text.split())
     return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def without_userinfo(url: str) -> str:
+    """A URL without the name and password before its host."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "<not a URL>"
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))

@@ -93,7 +93,7 @@ def test_a_limit_is_exit_code_1_with_the_best_effort() -> None:
         (["--backend", "opnai"], 2, "unknown backend 'opnai'; known: openai, scripted"),
         (["--env", "dokker", "--model", "m"], 2, "unknown environment 'dokker'"),
         (["--model", "m"], 2, "set OPENAI_API_KEY"),
-        ([], 2, "model_name"),
+        ([], 2, "pass --model NAME"),
         (["--model", "m", "--base-url", "http://127.0.0.1:9/v1"], 1, "can't reach http://127.0.0.1:9/v1"),
         (["--max-iterations", "many"], 2, "--max-iterations"),
         (["--max-depth", "5", "--model", "m"], 2, "max_depth=5 is not served yet"),

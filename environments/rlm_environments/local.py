@@ -29,6 +29,7 @@ from rlm_core.transport.unix import unix_channel
 
 log = logging.getLogger("rlm_environments.local")
 
+MAX_BASE_BYTES = 107 - len("/rlm-12345678/sessions/0123456789abcdef/calls")
 LOG_BYTES = 8 << 10
 """Kept from the end of the agent's stderr, to say why it ended."""
 
@@ -43,7 +44,7 @@ class LocalEnvironment(Environment):
 
     async def start(self) -> "LocalSandbox":
         _say_once()
-        folder = Path(tempfile.mkdtemp(prefix="rlm-"))  # 0700
+        folder = _private_folder()
         sandbox: LocalSandbox | None = None
         try:
             for name in ("sessions", "shared", "home"):
@@ -57,6 +58,8 @@ class LocalEnvironment(Environment):
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
                 cwd=folder,
+                # Ctrl-C and a closed terminal are for the host, which then ends the sandbox.
+                start_new_session=True,
                 env=_environment(folder / "home"),
             )
             sandbox = LocalSandbox(folder, process)
@@ -143,6 +146,14 @@ class LocalSandbox(Sandbox):
         assert self._process.stderr is not None
         while data := await self._process.stderr.read(LOG_BYTES):
             self._log = (self._log + data)[-LOG_BYTES:]
+
+
+def _private_folder() -> Path:
+    """A new folder, 0700, with a path that leaves room for sockets: the kernel takes 107 bytes."""
+    base = tempfile.gettempdir()
+    if len(os.fsencode(base)) > MAX_BASE_BYTES:
+        base = "/tmp"
+    return Path(tempfile.mkdtemp(prefix="rlm-", dir=base))
 
 
 @cache

@@ -1,6 +1,5 @@
 """The `rlm` command."""
 
-import sys
 from typing import Annotated
 
 import typer
@@ -48,5 +47,5 @@ def main() -> None:
         fail(error, 2)
     except RLMError as error:
         fail(error, 1)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except OSError as error:
+        fail(error, 1)

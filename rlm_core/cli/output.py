@@ -15,6 +15,11 @@ def stderr_console() -> Console:
     return Console(stderr=True)
 
 
+def say(text: str) -> None:
+    """A result, on stdout; what the terminal can't show is replaced, never lost with a traceback."""
+    typer.echo(text.encode("utf-8", "replace").decode())
+
+
 def fail(error: Exception, code: int) -> NoReturn:
     """One clear line, and the exit code."""
     typer.echo(f"rlm: {one_line(printable(str(error)), LINE_CHARS)}", err=True)

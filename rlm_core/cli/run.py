@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rlm_core.cli.output import fail, stderr_console
+from rlm_core.cli.output import fail, say, stderr_console
 from rlm_core.console import ConsoleObserver, ProgressObserver
 from rlm_core.context import read_path
 from rlm_core.errors import ConfigError, RLMError, UsageError
@@ -38,6 +38,10 @@ def run(
     kwargs: dict[str, Any] = {"model_name": model, "base_url": base_url}
     console = stderr_console()
     try:
+        if backend == "openai" and model is None:
+            raise ConfigError("which model? pass --model NAME")
+        if backend == "scripted":
+            raise ConfigError("backend 'scripted' is for Python code; try: rlm demo")
         value = read_contexts(context or [])
         rlm = RLM(
             backend=backend,
@@ -54,7 +58,7 @@ def run(
         if as_json:
             typer.echo(json.dumps({"status": "failed", "error": str(error)}))
         fail(error, 2 if isinstance(error, UsageError) else 1)
-    typer.echo(json.dumps(summary(completion)) if as_json else completion.response)
+    say(json.dumps(summary(completion)) if as_json else completion.response)
     if completion.status != "answered":
         typer.echo(f"rlm: no answer within {max_iterations} turns; this is the best effort", err=True)
         raise typer.Exit(1)
@@ -73,6 +77,8 @@ def read_contexts(sources: list[str]) -> Any:
 def _read(source: str) -> Any:
     if source != STDIN:
         return read_path(Path(source))
+    if sys.stdin is None:
+        raise ConfigError("--context - reads the text from stdin, and stdin is closed")
     if sys.stdin.isatty():
         raise ConfigError("--context - reads the text from stdin, and stdin is a terminal")
     data = sys.stdin.buffer.read()

@@ -1,11 +1,13 @@
 """OpenAI chat completions, and every server that speaks them (vLLM, Ollama, llama.cpp, OpenRouter, …)."""
 
+import inspect
 import os
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
 import openai
+from openai.resources.chat.completions import AsyncCompletions
 from openai.types.chat import ChatCompletion
 
 from rlm_core.clients.base import DEFAULT_CONTEXT_WINDOW, LMClient, LMRequest, LMResponse
@@ -17,7 +19,7 @@ from rlm_core.errors import (
     ProviderRejected,
     ProviderUnreachable,
 )
-from rlm_core.text import one_line, printable
+from rlm_core.text import one_line, printable, without_userinfo
 from rlm_core.types import TokenUsage
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
@@ -44,6 +46,11 @@ class OpenAIClient(LMClient):
         self.context_window = context_window
         self.base_url = base_url or os.environ.get("OPENAI_BASE_URL") or DEFAULT_BASE_URL
         self._sampling = _sampling(sampling_args or {})
+        known = inspect.signature(AsyncCompletions.create).parameters
+        if unknown := sorted(self._sampling.keys() - known.keys()):
+            raise ConfigError(
+                f"sampling_args: openai knows no {', '.join(unknown)}; use extra_body for others"
+            )
         try:
             self._client = openai.AsyncOpenAI(
                 api_key=api_key or _key_for(self.base_url),
@@ -51,31 +58,29 @@ class OpenAIClient(LMClient):
                 timeout=timeout,
                 **client_kwargs,
             )
-        except (TypeError, openai.OpenAIError) as error:
+        except (TypeError, AttributeError, ValueError, openai.OpenAIError) as error:
             raise ConfigError(f"backend_kwargs for 'openai': {one_line(str(error), DETAIL_CHARS)}") from None
 
     async def complete(self, request: LMRequest) -> LMResponse:
         model = request.model or self.model_name
         try:
-            completion = await self._client.chat.completions.create(
-                model=model,
-                messages=[dict(message) for message in request.messages],  # type: ignore[misc]
-                **self._sampling,
-            )
-            return _response(completion, model)
+            messages: Any = [dict(message) for message in request.messages]
+            create = self._client.chat.completions.create
+            return _response(await create(model=model, messages=messages, **self._sampling), model)
         except openai.OpenAIError as error:
             raise self._mapped(error, model) from None
         except (ValueError, TypeError, AttributeError, LookupError):
             # The SDK makes its objects from whatever JSON arrives, unchecked.
+            where = without_userinfo(self.base_url)
             raise ProviderError(
-                f"{self.base_url} did not answer with a chat completion; is it an OpenAI API?"
+                f"{where} did not answer with a chat completion; is it an OpenAI API?"
             ) from None
 
     async def aclose(self) -> None:
         await self._client.close()
 
     def _mapped(self, error: openai.OpenAIError, model: str) -> ProviderError:
-        where = f"{self.base_url} (model {model!r})"
+        where = f"{without_userinfo(self.base_url)} (model {model!r})"
         detail = printable(one_line(str(error), DETAIL_CHARS))
         if isinstance(error, openai.APITimeoutError):
             return ProviderUnreachable(f"{where} did not answer in time")
@@ -112,9 +117,12 @@ def _sampling(args: Mapping[str, Any]) -> dict[str, Any]:
 
 def _response(completion: ChatCompletion, model: str) -> LMResponse:
     choice = completion.choices[0]
-    text = choice.message.content or ""
-    if not isinstance(text, str):
+    content: Any = choice.message.content
+    if isinstance(content, list):  # some servers answer in parts
+        content = "".join(str(part.get("text", "")) for part in content)
+    if not isinstance(content, str | None):
         raise TypeError("content is not text")
+    text = content or ""
     return LMResponse(
         text, str(completion.model or model), _usage(completion), str(choice.finish_reason or "")
     )
@@ -128,9 +136,13 @@ def _usage(completion: ChatCompletion) -> TokenUsage:
     reasoning = usage.completion_tokens_details.reasoning_tokens if usage.completion_tokens_details else None
     cost = (usage.model_extra or {}).get("cost")
     return TokenUsage(
-        usage.prompt_tokens or 0,
-        usage.completion_tokens or 0,
-        cached or 0,
-        reasoning or 0,
+        _count(usage.prompt_tokens),
+        _count(usage.completion_tokens),
+        _count(cached),
+        _count(reasoning),
         float(cost) if isinstance(cost, (int, float)) else None,
     )
+
+
+def _count(value: object) -> int:
+    return value if isinstance(value, int) and value > 0 else 0

@@ -19,8 +19,8 @@ class ScriptedClient(LMClient):
     """Answers from a list, one reply a call, or from a function of the request.
 
     A list fails when it is exhausted, and in `check_finished` (which `RLM.close` calls) when it is not
-    used up, whoever made the client. An exception in place of a reply is raised. A plain function runs in a thread. Usage is
-    counted as a token every four characters.
+    used up, whoever made the client. An exception in place of a reply is raised. A plain function runs in
+    a thread. Usage is counted as a token every four characters.
     """
 
     def __init__(
@@ -42,6 +42,8 @@ class ScriptedClient(LMClient):
             raise reply
         if isinstance(reply, LMResponse):
             return reply
+        if not isinstance(reply, str):
+            raise ScriptError(f"a scripted reply is a str, an LMResponse or an exception, not {reply!r:.80}")
         read = sum(len(message["content"]) for message in request.messages)
         usage = TokenUsage(read // CHARS_PER_TOKEN, len(reply) // CHARS_PER_TOKEN)
         return LMResponse(reply, request.model or self.model_name, usage, "stop")

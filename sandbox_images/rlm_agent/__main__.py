@@ -24,6 +24,7 @@ from rlm_agent.guard import Guard
 from rlm_agent.rpc.v1 import agent_pb2_grpc as rpc
 from rlm_agent.server import AgentService, Folders
 from rlm_agent.supervision import Supervision
+from rlm_agent.worker import process
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE = 1, 4
 SERVER_OPTIONS = [
@@ -47,7 +48,11 @@ async def serve(config: dict[str, Any]) -> None:
     await server.stop(grace=0)
     await service.close()
     supervision.close()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    process.end_below(os.getpid())  # nothing, unless a cell has killed the supervisor
     shutil.rmtree(folder, ignore_errors=True)
+    if supervision.gone.is_set():
+        sys.exit("the supervisor of the sandbox has ended")
 
 
 async def _told_to_end(supervision: Supervision) -> None:
@@ -85,6 +90,7 @@ def main() -> None:
     config = json.loads(_first_line())
     _tie_to(config.get("parent"))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    process.adopt_orphans()
     asyncio.run(serve(config))
 
 

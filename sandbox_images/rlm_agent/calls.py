@@ -17,6 +17,7 @@ from rlm_agent.cell import Cell
 from rlm_agent.frames import Frame, FrameBuffer, FrameError, Kind
 from rlm_agent.rpc.v1 import agent_pb2 as pb
 
+Deferred = Callable[[], pb.ConnectResponse | None]
 KINDS = {"llm": pb.CALL_KIND_LLM, "rlm": pb.CALL_KIND_RLM}
 
 
@@ -30,8 +31,10 @@ class Pending:
 class Calls:
     """The calls of one session that have no answer yet."""
 
-    def __init__(self, up: Callable[[pb.ConnectResponse], None]) -> None:
+    def __init__(self, up: "Callable[[pb.ConnectResponse | Deferred], None]") -> None:
         self._up = up
+        self._pending_bytes = 0
+        self.partial_bytes = 0
         self._pending: dict[str, Pending] = {}
         self._connections: set[Connection] = set()
         self._server: asyncio.Server | None = None
@@ -66,6 +69,7 @@ class Calls:
         pending = self._pending.pop(reply.call_id, None)
         if pending is None:
             return
+        self._pending_bytes -= len(pending.message.prompt)
         ok = reply.WhichOneof("outcome") == "answer"
         if self.cell is not None:
             self.cell.call_ended(reply.call_id, ok=ok)
@@ -105,12 +109,21 @@ class Calls:
         call_id = f"{cell.id}/{self._minted}"
         message = pb.Call(call_id=call_id, cell_id=cell.id, kind=kind, model=model, prompt=frame.body)
         self._pending[call_id] = Pending(connection, frame.header["id"], message)
+        self._pending_bytes += len(message.prompt)
         cell.call_started(call_id)
-        self._up(pb.ConnectResponse(call=message))
-        if len(self._pending) >= limits.MAX_PENDING_CALLS:
+        self._up(lambda: self._deliverable(call_id))
+        if self._is_full():
             for each in self._connections:
                 each.pause()
         return None
+
+    def _deliverable(self, call_id: str) -> pb.ConnectResponse | None:
+        """The call when its turn to be sent has come; None when nobody waits for it any more."""
+        pending = self._pending.get(call_id)
+        return pb.ConnectResponse(call=pending.message) if pending is not None else None
+
+    def _is_full(self) -> bool:
+        return len(self._pending) >= limits.MAX_PENDING_CALLS or self._pending_bytes >= limits.MAX_CALL_BYTES
 
     def add(self, connection: "Connection") -> bool:
         if len(self._connections) >= limits.MAX_CALL_CONNECTIONS:
@@ -131,7 +144,7 @@ class Calls:
         self.reply(pb.CallReply(call_id=call_id, failure=failure))
 
     def _resume(self) -> None:
-        if len(self._pending) < limits.MAX_PENDING_CALLS:
+        if not self._is_full():
             for connection in self._connections:
                 connection.resume()
 
@@ -143,6 +156,7 @@ class Connection(asyncio.Protocol):
         self._calls = calls
         self._buffer = FrameBuffer()
         self._open: set[int] = set()
+        self._partial = 0
         self._forked: asyncio.Future[dict[str, Any]] | None = None
         self._transport: asyncio.Transport
 
@@ -153,12 +167,22 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         try:
-            for frame in self._buffer.feed(data):
+            frames = self._buffer.feed(data)
+            self._count_partial(len(self._buffer))
+            for frame in frames:
                 self._on_frame(frame)
         except FrameError:
             self._transport.abort()
 
+    def _count_partial(self, size: int) -> None:
+        """Raises FrameError when the session's connections hold too much of frames that are not whole yet."""
+        self._calls.partial_bytes += size - self._partial
+        self._partial = size
+        if size and self._calls.partial_bytes > limits.MAX_CALL_BYTES:
+            raise FrameError("too many partial frames")
+
     def connection_lost(self, exc: Exception | None) -> None:
+        self._count_partial(0)
         self._calls.remove(self)
         if self._forked is not None and not self._forked.done():
             self._forked.set_result({"error": "the caller is gone"})

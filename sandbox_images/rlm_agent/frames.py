@@ -87,6 +87,10 @@ class FrameBuffer:
     def __init__(self) -> None:
         self._pending = bytearray()
 
+    def __len__(self) -> int:
+        """Bytes of a frame that is not whole yet."""
+        return len(self._pending)
+
     def feed(self, data: bytes) -> list[Frame]:
         """The frames that are complete now.
 

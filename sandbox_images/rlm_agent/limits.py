@@ -20,6 +20,8 @@ MAX_CELLS_REMEMBERED = 4
 MAX_EVENTS = 10_000
 """Live output events of one cell; what comes later arrives as the tail when the cell ends."""
 MAX_CALL_CONNECTIONS = 512
+MAX_CALL_BYTES = 64 << 20
+"""Prompts of one session without an answer, and as much in frames that have only partly arrived."""
 MAX_PENDING_CALLS = 1_024
 """Calls of one session without an answer yet; a cell that makes more is held back by its socket."""
 MAX_VARIABLES = 256
@@ -33,7 +35,7 @@ MAX_ID_CHARS = 128
 OUTPUT_BYTES = 128 << 10
 """Kept from the head of a cell's stdout, from its tail, and the same of stderr."""
 INTERRUPT_GRACE_SECONDS = 2.0
-READY_SECONDS = 20.0
+READY_SECONDS = 10.0
 """How long a worker may take to fork its next standby before the session counts as lost."""
 LOOK_SECONDS = 10.0
 """For listing or reading variables, which may run a `__repr__` of the user's."""

@@ -48,16 +48,21 @@ class Pipe:
             return None
 
     def drain(self) -> bytes:
-        """All that was written before this call, and nothing of what is written during it."""
+        """All that was written before this call, and no more than one read of what is written during it."""
+        if self.fd < 0:
+            return b""
         size = array.array("i", [0])
         fcntl.ioctl(self.fd, termios.FIONREAD, size)
         chunks: list[bytes] = []
         left = size[0]
-        while left > 0:
-            data = os.read(self.fd, min(left, READ_BYTES))
+        while left > 0 and (data := self.read()):  # a cell's own process can have read it meanwhile
             chunks.append(data)
             left -= len(data)
         return b"".join(chunks)
+
+    def close(self) -> None:
+        os.close(self.fd)
+        self.fd = -1
 
 
 def make_pipe() -> tuple[Pipe, int]:

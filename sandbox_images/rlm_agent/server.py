@@ -5,6 +5,7 @@ import contextlib
 import platform
 import re
 import shutil
+from collections import defaultdict
 from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from rlm_agent import errors, limits
 from rlm_agent.build import agent_build
 from rlm_agent.rpc.v1 import agent_pb2 as pb
 from rlm_agent.rpc.v1 import agent_pb2_grpc as rpc
-from rlm_agent.session import Session, SessionConfig
+from rlm_agent.session import Outgoing, Session, SessionConfig
 from rlm_agent.supervision import Supervision
 
 CONTEXT_KINDS = {
@@ -41,7 +42,7 @@ class AgentService(rpc.AgentServiceServicer):
         self._supervision = supervision
         self._folders = folders
         self._sessions: dict[str, Session] = {}
-        self._opening = asyncio.Lock()
+        self._opening: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def OpenSession(self, request: pb.OpenSessionRequest, context: Context) -> pb.OpenSessionResponse:
         if request.protocol_version != pb.PROTOCOL_VERSION_CURRENT:
@@ -49,7 +50,7 @@ class AgentService(rpc.AgentServiceServicer):
                 f"the host speaks protocol {request.protocol_version}, "
                 f"this agent ({agent_build()}) speaks {pb.PROTOCOL_VERSION_CURRENT}"
             )
-        async with self._opening:
+        async with self._opening[request.session_id]:
             if request.session_id not in self._sessions:
                 session = self._new_session(request.session_id, _config(request))
                 await self._begin(session, session.start())
@@ -65,6 +66,7 @@ class AgentService(rpc.AgentServiceServicer):
         self, request: pb.CloseSessionRequest, context: Context
     ) -> pb.CloseSessionResponse:
         session = self._sessions.pop(request.session_id, None)
+        self._opening.pop(request.session_id, None)
         if session is not None:
             await session.close()
             shutil.rmtree(self._folders.sessions / session.id, ignore_errors=True)
@@ -96,7 +98,7 @@ class AgentService(rpc.AgentServiceServicer):
         """Writes to the context itself, which takes half of the time that a generator takes."""
         first = await anext(aiter(request_iterator), pb.ConnectRequest())
         session = self._session(first.attach.session_id)
-        outbox: asyncio.Queue[pb.ConnectResponse | Exception] = asyncio.Queue()
+        outbox: asyncio.Queue[Outgoing] = asyncio.Queue()
         host = asyncio.ensure_future(_serve_host(session, request_iterator, outbox))
         session.attach(outbox.put_nowait)
         try:
@@ -104,7 +106,9 @@ class AgentService(rpc.AgentServiceServicer):
                 message = await outbox.get()
                 if isinstance(message, Exception):
                     raise message
-                await context.write(message)
+                response = message if isinstance(message, pb.ConnectResponse) else message()
+                if response is not None:
+                    await context.write(response)
         finally:
             session.detach(outbox.put_nowait)
             host.cancel()
@@ -120,7 +124,7 @@ class AgentService(rpc.AgentServiceServicer):
 
     async def ForkSession(self, request: pb.ForkSessionRequest, context: Context) -> pb.ForkSessionResponse:
         session = self._session(request.session_id)
-        async with self._opening:
+        async with self._opening[request.new_session_id]:
             if request.new_session_id not in self._sessions:
                 new = self._new_session(request.new_session_id, session.config)
                 await self._begin(new, session.fork(new, request.call_id))
@@ -181,7 +185,7 @@ class AgentService(rpc.AgentServiceServicer):
 async def _serve_host(
     session: Session,
     requests: AsyncIterator[pb.ConnectRequest],
-    outbox: "asyncio.Queue[pb.ConnectResponse | Exception]",
+    outbox: "asyncio.Queue[Outgoing]",
 ) -> None:
     """Take what one host connection sends; its end, or an error, ends the connection."""
     followers: set[asyncio.Task[None]] = set()
@@ -206,9 +210,7 @@ async def _serve_host(
             task.cancel()
 
 
-async def _follow(
-    events: AsyncIterator[pb.CellEvent], outbox: "asyncio.Queue[pb.ConnectResponse | Exception]"
-) -> None:
+async def _follow(events: AsyncIterator[pb.CellEvent], outbox: "asyncio.Queue[Outgoing]") -> None:
     async for event in events:
         outbox.put_nowait(pb.ConnectResponse(event=event))
 

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from rlm_agent import limits
 from rlm_agent.calls import Calls
@@ -22,8 +22,11 @@ from rlm_agent.result import Death, describe_death, finished_cell, rolled_back_c
 from rlm_agent.rpc.v1 import agent_pb2 as pb
 from rlm_agent.supervision import Supervision, SupervisorGone
 
+MAX_PID = 1 << 22
+"""The kernel's own limit."""
 SOCKET_VARIABLE = "RLM_SESSION_SOCKET"
-Up = Callable[[pb.ConnectResponse | Exception], None]
+Outgoing: TypeAlias = "pb.ConnectResponse | Exception | Callable[[], pb.ConnectResponse | None]"
+Up = Callable[[Outgoing], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +58,10 @@ class Session:
         self._running: asyncio.Future[Frame | Death] | None = None
         self._interrupt_reason = ""
         self._worker_pid = 0
+        self._rescue_tried = False
         self._pidfd = -1
         self._late_rollback = ""
+        self._last_cell = ""
         self._timers: list[asyncio.TimerHandle] = []
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loop = asyncio.get_running_loop()
@@ -107,11 +112,11 @@ class Session:
         self._closed = True
         self._lose("the session was closed")
         await self.calls.close()
-        with contextlib.suppress(OSError, SupervisorGone):
-            await self._supervision.end(self.id)
+        if self._tasks:
+            await asyncio.wait(self._tasks)  # that of a running cell, and the one that ends its processes
         for pipe in (self._stdout, self._stderr):
             self._loop.remove_reader(pipe.fd)
-            os.close(pipe.fd)
+            pipe.close()
         self._link.close()
         self._close_worker_fds()
 
@@ -204,6 +209,9 @@ class Session:
             )
         except SessionGone:
             return  # told by _lose
+        except Exception as error:
+            self._lose(f"the cell could not be run: {type(error).__name__}: {error}")
+            raise
         if isinstance(ended, Death):
             result = rolled_back_cell(ended)
         else:
@@ -260,8 +268,8 @@ class Session:
                 self._stop_timers()
                 self._running = None
                 if cell is not None:
-                    self._collect_output(cell)
                     self.calls.end_cell()
+                    self._collect_output(cell)
             if not self._ready.is_set():
                 self._timers.append(self._loop.call_later(limits.READY_SECONDS, self._overdue))
             return ended
@@ -300,21 +308,22 @@ class Session:
                 self._on_frame(frame)
         except BlockingIOError:
             return
-        except (FrameError, OSError) as error:
-            self._lose(str(error))
+        except Exception as error:  # whatever it sent, it hurts its own session only
+            self._lose(f"{type(error).__name__}: {error}")
 
     def _on_frame(self, frame: Frame) -> None:
         running = self._running
         if frame.kind is Kind.READY:
             self._on_ready(frame)
         elif frame.kind in (Kind.RESULT, Kind.FORKED) and running is not None and not running.done():
+            self._last_cell = frame.header.get("cell", self._last_cell)
             running.set_result(frame)
         else:
             raise FrameError(f"unexpected {frame.kind.name} from the worker")
 
     def _on_ready(self, frame: Frame) -> None:
         pid, died = frame.header.get("pid"), frame.header.get("died")
-        if type(pid) is not int or pid <= 1 or not (died is None or isinstance(died, dict)):
+        if type(pid) is not int or not 1 < pid < MAX_PID or not (died is None or isinstance(died, dict)):
             raise FrameError("malformed READY from the worker")
         self._worker_pid = pid
         self._watch(pid)
@@ -325,12 +334,13 @@ class Session:
             death = Death.from_header(died, self._interrupt_reason)
             if running and self._running is not None:
                 self._running.set_result(death)
-            else:
+            elif frame.header.get("cell") != self._last_cell:
                 self._late_rollback = (
                     f"The REPL's process died after an earlier cell had ended ({describe_death(death)}); "
                     "variables are as they were before that cell."
                 )
         self._stop_timers()
+        self._rescue_tried = False
         self._ready.set()
 
     def _watch(self, pid: int) -> None:
@@ -351,8 +361,14 @@ class Session:
         self._timers.append(self._loop.call_later(limits.READY_SECONDS, self._overdue))
 
     def _overdue(self) -> None:
-        if not self._ready.is_set():
+        """No worker is ready: kill once what hangs, for the checkpoint behind it; then it is over."""
+        if self._ready.is_set():
+            return
+        if self._rescue_tried:
             self._lose("the worker died and its checkpoint did not come back")
+            return
+        self._rescue_tried = True
+        self._signal(signal.SIGKILL)
 
     def _on_output(self, pipe: Pipe) -> None:
         data = pipe.read()
@@ -414,13 +430,18 @@ class Session:
         self.lost = detail
         self._stop_timers()
         self._unwatch()
+        self._spawn_task(self._end_processes())
         self._loop.remove_reader(self._link)
         self._ready.set()
         if self._running is not None and not self._running.done():
             self._running.set_exception(SessionGone(detail))
         self._tell(pb.ConnectResponse(lost=pb.SessionLost(detail=detail)))
 
-    def _tell(self, message: pb.ConnectResponse) -> None:
+    async def _end_processes(self) -> None:
+        with contextlib.suppress(OSError, SupervisorGone):
+            await self._supervision.end(self.id)
+
+    def _tell(self, message: Outgoing) -> None:
         if self._up is not None:
             self._up(message)
 

@@ -18,7 +18,7 @@ WORKER_ENV = {
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
 }
-ANSWER_SECONDS = 30.0
+ANSWER_SECONDS = 5.0
 
 
 class SupervisorGone(Exception):
@@ -66,7 +66,10 @@ class Supervision:
         """End the supervisor, which ends every session first."""
         asyncio.get_running_loop().remove_reader(self._socket)
         self._socket.close()
-        self._process.wait(timeout=ANSWER_SECONDS)
+        try:
+            self._process.wait(timeout=ANSWER_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
 
     async def _ask(self, kind: Kind, header: dict[str, Any], fds: list[int] | None = None) -> dict[str, Any]:
         """Raises SupervisorGone, or OSError with what the supervisor could not do."""

@@ -11,15 +11,11 @@ import resource
 import signal
 import socket
 import sys
-import time
 from typing import Any, NoReturn
 
 from rlm_agent.frames import Frame, FrameError, Kind
 from rlm_agent.worker import chain, process, root
 from rlm_agent.worker.link import Link, LinkClosed, leave
-
-END_ROUNDS = 200
-"""A tree that still grows after so many rounds of SIGKILL is reported, not waited for."""
 
 
 class Supervisor:
@@ -28,7 +24,7 @@ class Supervisor:
         self._roots: dict[str, int] = {}
 
     def run(self) -> NoReturn:
-        signal.signal(signal.SIGCHLD, _reap)
+        signal.signal(signal.SIGCHLD, self._reap)
         while True:
             try:
                 frame, fds = self._link.receive()
@@ -38,8 +34,8 @@ class Supervisor:
             for fd in fds:
                 os.close(fd)
             self._link.send(Frame(Kind.DONE, {"id": frame.header.get("id"), **answer}))
-        for session in list(self._roots):
-            self._end(session)
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps
+        process.end_below(os.getpid())
         leave(0)
 
     def _obey(self, frame: Frame, fds: list[int]) -> dict[str, Any]:
@@ -54,15 +50,20 @@ class Supervisor:
                 self._signal(session, int(header["pid"]), int(header["signal"]))
             elif frame.kind is Kind.END:
                 return {"left": self._end(session)}
-        except (OSError, LookupError, ValueError) as error:
+        except Exception as error:  # what is wrong with one session must not end the others
             return {"error": f"{type(error).__name__}: {error}"}
         return {}
 
     def _spawn(self, session: str, header: dict[str, Any], fds: list[int]) -> int:
-        pid = os.fork()
-        if pid:
-            self._roots[session] = pid
-            return pid
+        # A root that is not noted yet would be taken for a stray.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+        try:
+            pid = os.fork()
+            if pid:
+                self._roots[session] = pid
+                return pid
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
         try:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             self._link.close()
@@ -78,7 +79,7 @@ class Supervisor:
 
     def _adopt(self, session: str, parent: str, pid: int) -> None:
         """Take note of a forked session, whose first process its parent session has named."""
-        if pid not in process.descendants(self._roots[parent]):
+        if pid not in process.descendants(self._root(parent)):
             raise ProcessLookupError(f"process {pid} is not of session {parent}")
         self._roots[session] = pid
 
@@ -87,7 +88,7 @@ class Supervisor:
 
         The pid comes from the session itself, so it is only believed within the session.
         """
-        if os.getsid(pid) != self._roots[session]:
+        if pid not in process.descendants(self._root(session)):
             raise ProcessLookupError(f"process {pid} is not of this session")
         if number == signal.SIGKILL and os.getpgid(pid) == pid:
             os.killpg(pid, number)
@@ -97,30 +98,34 @@ class Supervisor:
     def _end(self, session: str) -> int:
         """Kill everything below a session's root and then the root; how many were still there at the end."""
         top = self._roots.pop(session, 0)
-        if not top:
-            return 0
-        spare = frozenset(self._roots.values())
-        found: list[int] = []
-        for _ in range(END_ROUNDS):
-            found = process.descendants(top, spare)
-            if not found:
-                break
-            for number in (signal.SIGSTOP, signal.SIGKILL):
-                for pid in found:
-                    with contextlib.suppress(OSError):
-                        os.kill(pid, number)
-            time.sleep(0.001)  # for the root to reap them
-        with contextlib.suppress(OSError):
-            os.kill(top, signal.SIGKILL)
-        with contextlib.suppress(OSError):
-            os.waitpid(top, 0)
-        return len(found)
+        left = 0
+        if top:
+            left = process.end_below(top, frozenset(self._roots.values()))
+            with contextlib.suppress(OSError):
+                os.kill(top, signal.SIGKILL)
+        return left + self._end_strays()
 
+    def _end_strays(self) -> int:
+        """Kill what has lost its root, because a cell killed it: it belongs to no session any more."""
+        return process.end_below(os.getpid(), frozenset(self._roots.values()))
 
-def _reap(*_: object) -> None:
-    with contextlib.suppress(OSError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
+    def _root(self, session: str) -> int:
+        top = self._roots.get(session)
+        if top is None:
+            raise ProcessLookupError(f"session {session} has ended")
+        return top
+
+    def _reap(self, *_: object) -> None:
+        """A root that has ended takes its session with it, and its pid may be somebody else's soon."""
+        ended: set[int] = set()
+        with contextlib.suppress(OSError):
+            while pid := os.waitpid(-1, os.WNOHANG)[0]:
+                ended.add(pid)
+        sessions = [name for name, top in self._roots.items() if top in ended]
+        for name in sessions:
+            del self._roots[name]
+        if sessions:
+            self._end_strays()
 
 
 def _limit(memory: int) -> None:

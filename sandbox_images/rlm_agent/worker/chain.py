@@ -10,9 +10,12 @@ A cell that leaves Python threads running can't be forked: its process goes on w
 of its own and the last checkpoint stays, so that a crash costs the cells since then and no more.
 """
 
+import contextlib
 import fcntl
 import gc
+import mmap
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -26,6 +29,9 @@ from rlm_agent.worker.query import SOCKET_VARIABLE, Queries
 from rlm_agent.worker.repl import Repl
 
 OOM_VICTIM, OOM_SURVIVOR = 1000, 0
+# Bound now: a cell may put anything in the place of a module's functions.
+_fork, _freeze = os.fork, gc.freeze
+MAX_STRIKES = 5
 SAVED_FD = 200
 """Copies of fd 1 and 2 are kept from here up, out of the way of a cell's own files."""
 
@@ -39,27 +45,36 @@ class Worker:
         self._repl = Repl(self._queries)
         self._last_cell = ""
         self._saved = [_high_copy(fd) for fd in (1, 2)]
+        self._doomed = 0
+        self._files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._served = mmap.mmap(-1, 1)
+        """Shared by the whole chain: whether the newest standby has got as far as to say that it is ready."""
 
     def serve(self) -> NoReturn:
         """Be the checkpoint, again and again; never returns."""
         predecessor = 0
         died: dict[str, Any] | None = None
         pending: Frame | None = None
+        strikes = 0
         while True:
+            _become_quiet()
+            self._served[0] = 0
             kept = Kept.now()
-            gc.freeze()
+            _freeze()
             # A cell may have ended the old checkpoint, and its pid may be another process by now.
             doomed = predecessor if predecessor == os.getppid() else 0
             try:
-                standby = os.fork()
+                standby = _fork()
             except OSError as error:
+                signal.pthread_sigmask(signal.SIG_SETMASK, ())
                 pending = self._work(pending, died, f"fork failed: {error.strerror}")
                 died = None
                 continue
             if standby == 0:
                 predecessor = os.getppid()
                 kept.restore_random()
-                self._begin_standby(doomed)
+                self._doomed = doomed
+                self._begin_standby()
                 pending = self._work(pending, died, "")
                 died = None
                 process.prefer_as_oom_victim(OOM_SURVIVOR)
@@ -67,12 +82,14 @@ class Worker:
             predecessor = 0
             pending = None
             died = _wait(standby)
+            if self._link.ended():
+                leave(EXIT_CLOSED)
+            strikes = 0 if self._served[0] else strikes + 1
+            if strikes == MAX_STRIKES:
+                leave(EXIT_LINK)  # each one dies before it can work: a cell has broken the process itself
             kept.restore_offsets()
 
-    def _begin_standby(self, old_checkpoint: int) -> None:
-        # By the new standby and not by its parent, which a fast next cell could overtake.
-        if old_checkpoint:
-            os.kill(old_checkpoint, signal.SIGKILL)
+    def _begin_standby(self) -> None:
         os.setpgid(0, 0)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
@@ -82,12 +99,14 @@ class Worker:
         Returns a frame that is still to be served by the next standby, or None.
         """
         while True:
+            if frame is None and not no_checkpoint:
+                self._rehearse()
+            self._end_old_checkpoint()
             self._send(Kind.READY, {"pid": os.getpid(), "cell": self._last_cell, "died": died})
+            self._served[0] = 1
             died = None
             fds: list[int] = []
             if frame is None:
-                if not no_checkpoint:
-                    self._rehearse()
                 frame, fds = self._receive()
                 if no_checkpoint and _fork_blocker() == "":
                     return frame
@@ -134,6 +153,15 @@ class Worker:
         )
         return True
 
+    def _end_old_checkpoint(self) -> None:
+        """Once this process has shown that it can work, its parent is checkpoint enough.
+
+        Done here and not by the parent, which a fast next cell could overtake.
+        """
+        doomed, self._doomed = self._doomed, 0
+        if doomed:
+            os.kill(doomed, signal.SIGKILL)
+
     def _rehearse(self) -> None:
         """Copy the pages that the next cell will write to, while the host waits for its LM."""
         process.prefer_as_oom_victim(OOM_VICTIM)
@@ -177,9 +205,9 @@ class Worker:
         if blocker:
             return Frame(Kind.FORKED, {"error": f"this session can't be forked now: {blocker}"})
         kept = Kept.now()
-        gc.freeze()
+        _freeze()
         try:
-            child = os.fork()
+            child = _fork()
         except OSError as error:
             return Frame(Kind.FORKED, {"error": f"fork failed: {error.strerror}"})
         if child:
@@ -207,6 +235,9 @@ class Worker:
 
     def _restore_streams(self) -> None:
         """A cell may have closed or redirected fd 1 and 2; what it starts with is always the capture."""
+        with contextlib.suppress(OSError, ValueError):
+            hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(self._files, hard), hard))
         for fd, saved in zip((1, 2), self._saved, strict=True):
             os.dup2(saved, fd)
 
@@ -227,6 +258,13 @@ class Worker:
             leave(EXIT_CLOSED)
 
 
+def _become_quiet() -> None:
+    """A checkpoint only waits: no timer or signal that a cell left behind may end it."""
+    for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
+        signal.setitimer(timer, 0)
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+
+
 def _fork_blocker() -> str:
     """Why this process can't be forked now; empty when it can."""
     threads = len(sys._current_frames()) - 1
@@ -234,13 +272,11 @@ def _fork_blocker() -> str:
 
 
 def _wait(pid: int) -> dict[str, Any]:
-    """How a standby died. Ends this process too when the session is over."""
+    """How a standby died."""
     status = os.waitpid(pid, 0)[1]
     if os.WIFSIGNALED(status):
         return {"signal": os.WTERMSIG(status)}
     code = os.WEXITSTATUS(status)
-    if code == EXIT_CLOSED:
-        leave(EXIT_CLOSED)
     return {"exit": code, "link": code == EXIT_LINK}
 
 

@@ -7,6 +7,9 @@ import stat
 from dataclasses import dataclass
 from typing import Any
 
+# Bound now: a cell may put anything in the place of a module's functions.
+_getstate, _setstate = random.getstate, random.setstate
+
 
 @dataclass(frozen=True, slots=True)
 class Kept:
@@ -17,11 +20,11 @@ class Kept:
 
     @classmethod
     def now(cls) -> "Kept":
-        return cls(random.getstate(), _file_offsets())
+        return cls(_getstate(), _file_offsets())
 
     def restore_random(self) -> None:
         """The standard library reseeds `random` in every forked child, which would undo a cell's seed()."""
-        random.setstate(self.random_state)
+        _setstate(self.random_state)
 
     def restore_offsets(self) -> None:
         """Parent and child share the offset of an open file: a dead cell's reads have moved it."""

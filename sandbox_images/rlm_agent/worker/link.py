@@ -2,6 +2,7 @@
 
 import array
 import os
+import select
 import socket
 from collections.abc import Sequence
 from typing import NoReturn
@@ -32,6 +33,15 @@ class Link:
             return os.fstat(self._socket.fileno()).st_ino == self._inode
         except OSError:
             return False
+
+    def ended(self) -> bool:
+        """Whether the other end is gone."""
+        poll = select.poll()
+        try:
+            poll.register(self._socket.fileno(), select.POLLHUP)
+            return bool(poll.poll(0))
+        except (OSError, ValueError):
+            return False  # a cell has taken the means to know
 
     def send(self, frame: Frame) -> None:
         self._socket.sendall(frame.encode())

@@ -101,14 +101,19 @@ class Names:
         """Whether `answer` is ready, and its content as text.
 
         Raises:
-            ValueError: the content is too long to be sent; it stays, but is no longer ready.
+            ValueError: the content is too long to be sent.
+            Exception: what its `__str__` raised. It stays in both cases, but is no longer ready.
         """
-        content = self._answer.get("content", "")
-        text = content if type(content) is str else str(content)
-        if (
-            len(text) > limits.MAX_ANSWER // 4
-            and len(text.encode("utf-8", "surrogatepass")) > limits.MAX_ANSWER
-        ):
+        ready, content = bool(self._answer.get("ready")), self._answer.get("content", "")
+        try:
+            text = content if type(content) is str else str(content)
+            if len(text.encode("utf-8", "surrogatepass")) > limits.MAX_ANSWER:
+                raise ValueError(
+                    f"the answer has {len(text):,} characters; at most {limits.MAX_ANSWER:,} bytes"
+                )
+        except Exception:
             self._answer["ready"] = False
-            raise ValueError(f"the answer has {len(text):,} characters; at most {limits.MAX_ANSWER:,} bytes")
-        return bool(self._answer.get("ready")), text
+            if ready:
+                raise
+            return False, ""
+        return ready, text

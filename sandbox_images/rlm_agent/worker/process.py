@@ -2,7 +2,9 @@
 
 import contextlib
 import ctypes
+import os
 import signal
+import time
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
@@ -51,3 +53,21 @@ def descendants(pid: int, spare: frozenset[int] = frozenset()) -> list[int]:
                 found.append(child)
                 queue.append(child)
     return found
+
+
+END_ROUNDS = 200
+
+
+def end_below(pid: int, spare: frozenset[int] = frozenset()) -> int:
+    """SIGKILL everything below pid, except the trees of the spared; how many were still there at the end."""
+    found: list[int] = []
+    for _ in range(END_ROUNDS):
+        found = descendants(pid, spare)
+        if not found:
+            break
+        for number in (signal.SIGSTOP, signal.SIGKILL):  # stopped first, a fork bomb can't outrun this
+            for each in found:
+                with contextlib.suppress(OSError):
+                    os.kill(each, number)
+        time.sleep(0.001)  # for their parents to reap them
+    return len(found)

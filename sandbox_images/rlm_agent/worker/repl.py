@@ -21,7 +21,9 @@ from rlm_agent.worker.query import Queries
 
 TEXT_CHARS = 16 << 10
 """Longest traceback or message that a result carries."""
+# Bound now: a cell may put anything in the place of a module's functions.
 _flush_c = ctypes.CDLL(None).fflush
+_collect = gc.collect
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,7 @@ class Repl:
         found = variables.visible(self.namespace, self.names.reserved)
         types = {name: variables.type_name(value) for name, value in found.items()}
         # Here and not later: it may run a __del__ of the user's, which must happen within the cell.
-        gc.collect()
+        _collect()
         return Outcome(status, error, ready, answer, notices, types)
 
     def _prepare(self) -> None:

@@ -21,13 +21,14 @@ def visible(namespace: dict[str, Any], reserved: set[str]) -> dict[str, Any]:
         and len(name) <= limits.MAX_NAME_CHARS
         and not name.startswith("_")
         and name not in reserved
-        and not isinstance(value, ModuleType)
+        and not issubclass(type(value), ModuleType)  # its __class__ may be anything
     )
     return {name: namespace[name] for name, _ in zip(names, range(limits.MAX_VARIABLES), strict=False)}
 
 
 def type_name(value: Any) -> str:
-    return type(value).__name__[: limits.MAX_NAME_CHARS]
+    name: str = type.__dict__["__name__"].__get__(type(value))  # past a metaclass that has one of its own
+    return name[: limits.MAX_NAME_CHARS]
 
 
 def short_repr(value: Any) -> str:

@@ -1,0 +1,250 @@
+"""Cells that attack the machinery itself: each may lose its own session, and nothing else."""
+
+import asyncio
+import os
+import signal
+
+import pytest
+
+from rlm_core.broker.call import Answer, Call, Failure
+from rlm_core.environment import Sandbox, make_environment
+from rlm_core.errors import SandboxLost
+from rlm_core.session import Session
+from rlm_core.types import TokenUsage
+from tests.conftest import SPEC, echo
+from tests.support.processes import descendants, gone, peak_megabytes
+
+LINK = """
+import json, os, socket, struct
+def link():
+    for fd in range(3, 64):
+        try: s = socket.socket(fileno=os.dup(fd))
+        except OSError: continue
+        if s.family == socket.AF_UNIX and s.type == socket.SOCK_SEQPACKET: return s
+def send(kind, header, body=b""):
+    h = header if isinstance(header, bytes) else json.dumps(header).encode()
+    link().send(b"\\x00" + struct.pack("!BII", kind, len(h), len(body)) + h + body)
+READY, RESULT = 10, 11
+"""
+
+FORGERIES = {
+    "pid beyond any": "send(READY, {'pid': 2 ** 40})\nimport time; time.sleep(600)",
+    "pid of init": "send(READY, {'pid': 1})\nimport time; time.sleep(600)",
+    "pid of the agent's kind": f"send(READY, {{'pid': {os.getpid()}}})\nimport signal, time; signal.signal(2, signal.SIG_IGN); time.sleep(600)",
+    "pid is a bool": "send(READY, {'pid': True})\nimport time; time.sleep(600)",
+    "died is a list": "send(READY, {'pid': os.getpid(), 'died': [1]})\nimport time; time.sleep(600)",
+    "half a frame": "link().send(b'\\x00' + struct.pack('!BII', RESULT, 1 << 15, 10)); os._exit(1)",
+    "result of wrong types": "send(RESULT, {'status': 5, 'error': [], 'notices': {}, 'variables': 7, 'ready': 'yes', 'no_checkpoint': 3}); os._exit(0)",
+    "result nested deeply": "send(RESULT, b'[' * 100_000 + b']' * 100_000)",
+    "result is NaN": "send(RESULT, b'{\"status\": NaN}'); os._exit(0)",
+    "flood of ready": "for _ in range(20_000): send(READY, {'pid': os.getpid()})",
+    "unknown kind": "send(99, {})",
+}
+
+
+@pytest.mark.parametrize("forgery", FORGERIES)
+async def test_what_a_worker_forges_never_reaches_another_session(sandbox: Sandbox, forgery: str) -> None:
+    async with Session(sandbox, SPEC, echo) as attacker, Session(sandbox, SPEC, echo) as victim:
+        await victim.execute("kept = 42")
+        try:
+            await attacker.execute(LINK + FORGERIES[forgery], timeout=0.5)
+            await attacker.execute("1", timeout=5)
+        except SandboxLost:
+            pass
+        assert (await victim.execute("print(kept, llm_query('on'))")).stdout == "42 echo on\n"
+    assert len(descendants(sandbox.pid)) == 1  # type: ignore[attr-defined]
+
+
+SURVIVED = {
+    "exit code of our own": ("import os; os._exit(90)", "rolled_back"),
+    "an alarm left behind": ("import signal; signal.alarm(1); import time", "ok"),
+    "no files allowed": ("import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (0, 4096))", "ok"),
+    "no files allowed, for good": (
+        "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))",
+        "ok",
+    ),
+    "an int among the names": ("globals()[5] = 1", "ok"),
+    "a class that hides": ("class P:\n  @property\n  def __class__(self): raise RuntimeError\np = P()", "ok"),
+    "a type without a name": (
+        "class M(type):\n  @property\n  def __name__(cls): return 5\nclass T(metaclass=M): pass\nt = T()",
+        "ok",
+    ),
+    "an answer without a text": ("class B:\n  def __str__(self): 1/0\nanswer['content'] = B()", "ok"),
+    "long names": ("globals()['x' * 300_000] = 1", "ok"),
+    "many long names": ("globals().update({'中' * 190 + str(n): n for n in range(400)})", "ok"),
+    "an error of emoji": ("raise ValueError('😀' * 40_000)", "error"),
+    "a lone surrogate": ("globals()['\\ud800'] = '\\ud800'", "ok"),
+    "a hook that raises": ("import os\nos.register_at_fork(before=lambda: 1/0)", "ok"),
+    "tracing": ("import sys\nsys.settrace(lambda *a: None); sys.setprofile(lambda *a: None)", "ok"),
+    "the folder is gone": ("import os, shutil\nshutil.rmtree(os.getcwd())", "ok"),
+    "collector off": (
+        "import gc, os, random; gc.disable(); gc.collect = random.setstate = os.fork = None",
+        "ok",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SURVIVED)
+async def test_what_a_cell_breaks_does_not_break_the_next(session: Session, case: str) -> None:
+    code, status = SURVIVED[case]
+    await session.execute("kept = 42")
+    result = await session.execute(code)
+    assert result.status in (status, "ok"), result.stderr
+    if case == "an alarm left behind":
+        await session.execute("import time; time.sleep(0)")
+        loop = asyncio.get_running_loop()
+        alarmed = loop.create_future()
+        loop.call_later(1.3, alarmed.set_result, None)
+        await alarmed  # the alarm's second has passed
+    assert (await session.execute("print(kept)")).stdout == "42\n"
+    assert (await session.execute("import os; os._exit(1)")).rolled_back
+    assert (await session.execute("print(kept)")).stdout == "42\n"
+    assert await session.variables() is not None
+
+
+HANGING_HOOKS = {
+    "before": "import os, time\nos.register_at_fork(before=lambda: time.sleep(600))",
+    "in the child": "import os, time\nos.register_at_fork(after_in_child=lambda: time.sleep(600))",
+}
+
+
+@pytest.mark.parametrize("hook", HANGING_HOOKS)
+async def test_a_fork_hook_that_hangs_costs_its_own_cell(session: Session, hook: str) -> None:
+    await session.execute("kept = 42")
+    await session.execute(HANGING_HOOKS[hook])
+    result = await session.execute("print(kept)")
+    assert result.stdout == "42\n"
+    assert any("died after an earlier cell" in notice for notice in result.notices)
+
+
+async def test_a_process_in_which_no_standby_can_live_is_given_up_for_the_one_before(
+    session: Session,
+) -> None:
+    await session.execute("kept = 42")
+    await session.execute("import os, sys\nos.register_at_fork(after_in_child=lambda: os._exit(1))")
+    result = await session.execute("print(kept)")
+    assert result.stdout == "42\n"
+    assert any("died after an earlier cell" in notice for notice in result.notices)
+
+
+async def test_a_cell_that_leaves_the_sessions_process_group_is_still_stopped(session: Session) -> None:
+    await session.execute("kept = 42")
+    code = "import os, signal, time\nos.setpgid(0, os.getppid()); os.setsid(); signal.signal(2, signal.SIG_IGN)\ntime.sleep(600)"
+    assert (await session.execute(code, timeout=0.3)).rolled_back
+    assert (await session.execute("print(kept)")).stdout == "42\n"
+
+
+async def test_killing_the_root_ends_the_session_and_all_it_started() -> None:
+    environment = make_environment("local", {})
+    sandbox = await environment.start()
+    async with Session(sandbox, SPEC, echo) as session:
+        code = "import os, subprocess\np = subprocess.Popen(['sleep', '300'], start_new_session=True)\nprint(p.pid, flush=True)\nos.kill(os.getsid(0), 9)"
+        with pytest.raises(SandboxLost):
+            await session.execute(code)
+            await session.execute("1")
+    below = descendants(sandbox.pid)  # type: ignore[attr-defined]
+    assert len(below) == 1, below
+    await sandbox.stop()
+
+
+@pytest.mark.parametrize("victim", ["agent", "supervisor"])
+async def test_a_killed_agent_or_supervisor_is_a_clear_error_and_leaves_nothing(victim: str) -> None:
+    sandbox = await make_environment("local", {}).start()
+    pid: int = sandbox.pid  # type: ignore[attr-defined]
+    async with Session(sandbox, SPEC, echo) as session:
+        await session.execute("import signal, time; signal.signal(2, signal.SIG_IGN)")
+        running = asyncio.create_task(session.execute("import os\nos.fork() or os.setsid()\ntime.sleep(600)"))
+        await session.interrupt()  # answered: the cell has begun
+        below = descendants(pid)
+        os.kill(pid if victim == "agent" else min(below), signal.SIGKILL)
+        with pytest.raises(SandboxLost, match=r"agent has ended|supervisor"):
+            await running
+    await sandbox.stop()
+    assert all(gone(each) for each in below)
+
+
+async def test_a_stopped_agent_does_not_hold_up_its_host() -> None:
+    sandbox = await make_environment("local", {}).start()
+    pid: int = sandbox.pid  # type: ignore[attr-defined]
+    os.kill(pid, signal.SIGSTOP)
+    async with asyncio.timeout(30):
+        await sandbox.stop()
+    assert gone(pid)
+
+
+async def test_a_caller_that_ignores_its_fork_holds_up_nobody_else(sandbox: Sandbox) -> None:
+    code = """
+import os, socket, struct, json, time
+s = socket.socket(socket.AF_UNIX); s.connect(os.environ["RLM_SESSION_SOCKET"])
+h = json.dumps({"id": 1, "kind": "rlm"}).encode()
+s.sendall(struct.pack("!BII", 20, len(h), 1) + h + b"x")
+time.sleep(600)
+"""
+    forking = asyncio.Event()
+
+    async def fork(call: Call) -> Answer | Failure:
+        forking.set()
+        child = await attacker.fork(call_id=call.id)
+        await child.aclose()
+        return Answer("no", "m", TokenUsage())
+
+    async with Session(sandbox, SPEC, fork) as attacker:
+        running = asyncio.create_task(attacker.execute(code))
+        await forking.wait()
+        async with asyncio.timeout(5):
+            async with Session(sandbox, SPEC, echo) as other:
+                assert (await other.execute("print(1)")).stdout == "1\n"
+        await attacker.interrupt()
+        await running
+
+
+async def test_opens_that_are_cancelled_leave_nothing(sandbox: Sandbox) -> None:
+    pid: int = sandbox.pid  # type: ignore[attr-defined]
+    for step in range(15):
+        opening = asyncio.create_task(_open_and_close(sandbox))
+        for _ in range(step * 3):
+            await asyncio.sleep(0)
+        opening.cancel()
+        with pytest.raises((asyncio.CancelledError, SandboxLost)):
+            await opening
+            raise asyncio.CancelledError
+    async with Session(sandbox, SPEC, echo) as session:
+        assert (await session.execute("print(1)")).stdout == "1\n"
+    assert len(descendants(pid)) == 1
+
+
+async def _open_and_close(sandbox: Sandbox) -> None:
+    async with Session(sandbox, SPEC, echo):
+        pass
+
+
+async def test_cells_interrupted_at_any_moment_are_never_mixed_up(session: Session) -> None:
+    """Deadlines that fall before, into and after cells of about their length."""
+    await session.execute("import time; kept = 0")
+    for number in range(60):
+        code = f"time.sleep(0.01)\nprint('cell {number}')\nkept = {number}"
+        result = await session.execute(code, timeout=0.001 * (number % 30 + 1))
+        assert result.status in ("ok", "timeout"), result
+        assert result.stdout in ("", f"cell {number}\n")
+        if result.status == "ok":
+            assert (await session.execute("print(kept)")).stdout == f"{number}\n"
+
+
+async def test_prompts_of_callers_that_have_gone_do_not_pile_up(sandbox: Sandbox) -> None:
+    code = """
+import os, socket, struct, json
+h = json.dumps({"id": 1, "kind": "llm"}).encode()
+data = struct.pack("!BII", 20, len(h), 4 << 20) + h + b"x" * (4 << 20)
+for _ in range(100):
+    s = socket.socket(socket.AF_UNIX); s.connect(os.environ["RLM_SESSION_SOCKET"]); s.sendall(data); s.close()
+held = []
+for _ in range(100):
+    s = socket.socket(socket.AF_UNIX); s.connect(os.environ["RLM_SESSION_SOCKET"])
+    try: s.sendall(data[:-1])
+    except OSError: continue
+    held.append(s)
+"""
+    async with Session(sandbox, SPEC, echo) as session:
+        result = await session.execute(code)
+        assert result.status == "ok", result.stderr
+        assert peak_megabytes(sandbox.pid) < 400  # type: ignore[attr-defined]
