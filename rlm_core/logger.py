@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -81,21 +81,28 @@ class RunLog:
         self._write("iteration", entry)
 
     def finish(self, completion: RLMChatCompletion) -> None:
-        """The `result` line: status, answer or error, usage."""
-        self._write(
-            "result",
-            {
-                "status": completion.status,
-                "response": completion.response,
-                "error": completion.error,
-                "usage": completion.usage_summary.to_dict(),
-                "execution_time": completion.execution_time,
-                "iterations": completion.iterations,
-            },
-        )
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        """The `result` line: status, answer or error, usage; then the file is closed.
+
+        Raises:
+            LogError: it could not be written.
+        """
+        try:
+            self._write(
+                "result",
+                {
+                    "status": completion.status,
+                    "response": completion.response,
+                    "error": completion.error,
+                    "usage": completion.usage_summary.to_dict(),
+                    "execution_time": completion.execution_time,
+                    "iterations": completion.iterations,
+                },
+            )
+        finally:
+            if self._file is not None:
+                with suppress(OSError):  # told by _write: closing tries once more to write the same
+                    self._file.close()
+                self._file = None
 
     def trajectory(self) -> dict[str, Any]:
         return {"run_metadata": self.metadata, "iterations": list(self.iterations)}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-Answer = Callable[[dict[str, Any]], "str | tuple[int, dict[str, Any]] | None"]
+Answer = Callable[[dict[str, Any]], "str | bytes | tuple[int, dict[str, Any]] | None"]
 
 
 @dataclass
@@ -42,8 +42,14 @@ def lm_server(answer: Answer) -> Iterator[LMServer]:
             server.requests.append(request)
             server.headers.append(dict(self.headers))
             reply = answer(request)
-            status, body = reply if isinstance(reply, tuple) else (200, completion(reply, request["model"]))
-            data = json.dumps(body).encode()
+            if isinstance(reply, bytes):
+                self._send(200, reply)
+            elif isinstance(reply, tuple):
+                self._send(reply[0], json.dumps(reply[1]).encode())
+            else:
+                self._send(200, json.dumps(completion(reply, request["model"])).encode())
+
+        def _send(self, status: int, data: bytes) -> None:
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(data)))
