@@ -75,8 +75,8 @@ class Sandbox(ABC):
         """The same at once and from any thread, when the interpreter exits."""
 
     @abstractmethod
-    async def epitaph(self) -> str:
-        """One line on why the agent has ended; empty while it runs."""
+    async def epitaph(self, wait: float = 0.0) -> str:
+        """One line on why the agent has ended; empty while it runs, after `wait` seconds at most."""
 
 
 class Environment(ABC):

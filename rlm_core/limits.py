@@ -24,6 +24,8 @@ MAX_RECONNECTS = 10
 """Broken connections in a row in which nothing arrived."""
 RECONNECT_SECONDS = 15.0
 CLOSE_SECONDS = 10.0
+EPITAPH_SECONDS = 1.0
+"""Between a broken connection and the news that the agent has ended."""
 
 MAX_REPLY = 5 << 20
 """An LM's answer, on its way into a cell."""

@@ -392,7 +392,7 @@ class Session:
             raise SandboxLost("the sandbox has been stopped") from None
 
     async def _why(self, error: grpc.aio.AioRpcError) -> SandboxLost:
-        epitaph = await self._sandbox.epitaph()
+        epitaph = await self._sandbox.epitaph(limits.EPITAPH_SECONDS)
         return SandboxLost(epitaph) if epitaph else SandboxLost(str(from_rpc_error(error)))
 
 

@@ -135,7 +135,10 @@ class LocalSandbox(Sandbox):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._process.pid, number)
 
-    async def epitaph(self) -> str:
+    async def epitaph(self, wait: float = 0.0) -> str:
+        if self._process.returncode is None and wait:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._process.wait(), wait)
         if self._process.returncode is None:
             return ""
         last = printable(self._log.decode("utf-8", "replace")).strip().splitlines()[-1:]

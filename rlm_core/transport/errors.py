@@ -26,7 +26,10 @@ KINDS: dict[grpc.StatusCode, type[RLMError]] = {
     grpc.StatusCode.DATA_LOSS: SandboxLost,
     grpc.StatusCode.UNAUTHENTICATED: SandboxLost,
 }
-RECONNECTABLE = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
+RECONNECTABLE = frozenset(
+    # INTERNAL is what the gRPC library itself says of some connections that broke.
+    {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL}
+)
 
 
 def from_rpc_error(error: grpc.aio.AioRpcError) -> RLMError:

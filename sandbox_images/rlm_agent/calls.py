@@ -158,6 +158,7 @@ class Connection(asyncio.Protocol):
         self._open: set[int] = set()
         self._partial = 0
         self._forked: asyncio.Future[dict[str, Any]] | None = None
+        self._fork_turn = asyncio.Lock()
         self._transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -193,8 +194,10 @@ class Connection(asyncio.Protocol):
             self._transport.write(frame.encode())
 
     async def fork(self, header: dict[str, Any], fds: Sequence[int]) -> dict[str, Any]:
-        if self._forked is not None and not self._forked.done():
-            return {"error": "a fork of this session is under way"}
+        async with self._fork_turn:  # a thread forks for one of its calls after the other
+            return await self._fork(header, fds)
+
+    async def _fork(self, header: dict[str, Any], fds: Sequence[int]) -> dict[str, Any]:
         self._forked = asyncio.get_running_loop().create_future()
         with socket.socket(fileno=os.dup(self._transport.get_extra_info("socket").fileno())) as sock:
             socket.send_fds(sock, [Frame(Kind.FORK, header).encode()], list(fds))
