@@ -140,8 +140,10 @@ async def test_killing_the_root_ends_the_session_and_all_it_started() -> None:
     async with Session(sandbox, SPEC, echo) as session:
         code = "import os, subprocess\np = subprocess.Popen(['sleep', '300'], start_new_session=True)\nprint(p.pid, flush=True)\nos.kill(os.getsid(0), 9)"
         with pytest.raises(SandboxLost):
-            await session.execute(code)
-            await session.execute("1")
+            async with asyncio.timeout(20):
+                await session.execute(code)
+                while True:  # until the supervisor has heard of it
+                    await session.execute("1")
     below = descendants(sandbox.pid)  # type: ignore[attr-defined]
     assert len(below) == 1, below
     await sandbox.stop()

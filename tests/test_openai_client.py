@@ -114,6 +114,7 @@ def test_an_empty_reply_to_a_sub_call_fails_that_call() -> None:
         ({}, "needs backend_kwargs"),
         ({"model_name": "m"}, "set OPENAI_API_KEY"),
         ({"model_name": "m", "api_key": "k", "nonsense": 1}, "nonsense"),
+        ({"model_name": "m", "base_url": "localhost:8000/v1"}, "must start with http"),
     ],
 )
 def test_wrong_arguments_say_what_to_do(kwargs: dict[str, Any], message: str) -> None:

@@ -45,6 +45,8 @@ class OpenAIClient(LMClient):
         self.model_name = model_name
         self.context_window = context_window
         self.base_url = base_url or os.environ.get("OPENAI_BASE_URL") or DEFAULT_BASE_URL
+        if urlsplit(self.base_url).scheme not in ("http", "https"):
+            raise ConfigError(f"base_url must start with http:// or https://, not {self.base_url!r:.80}")
         self._sampling = _sampling(sampling_args or {})
         known = inspect.signature(AsyncCompletions.create).parameters
         if unknown := sorted(self._sampling.keys() - known.keys()):
@@ -90,7 +92,7 @@ class OpenAIClient(LMClient):
         if isinstance(error, (openai.AuthenticationError, openai.PermissionDeniedError)):
             return ProviderRefused(f"{where} refused the API key: {detail}")
         if isinstance(error, (openai.RateLimitError, openai.InternalServerError)):
-            return ProviderOverloaded(f"{where} is overloaded: {detail}")
+            return ProviderOverloaded(f"{where} failed or is overloaded: {detail}")
         if isinstance(error, openai.APIStatusError):
             return ProviderRejected(f"{where} rejected the request: {detail}")
         return ProviderError(f"{where}: {detail}")
