@@ -127,6 +127,12 @@ async def test_a_process_in_which_no_standby_can_live_is_given_up_for_the_one_be
     assert any("died after an earlier cell" in notice for notice in result.notices)
 
 
+async def test_a_checkpoint_that_a_cell_has_stopped_takes_over_all_the_same(session: Session) -> None:
+    await session.execute("kept = 42")
+    assert (await session.execute("import os\nos.kill(os.getppid(), 19)\nkept = 0\nos._exit(1)")).rolled_back
+    assert (await session.execute("print(kept)")).stdout == "42\n"
+
+
 async def test_a_cell_that_leaves_the_sessions_process_group_is_still_stopped(session: Session) -> None:
     await session.execute("kept = 42")
     code = "import os, signal, time\nos.setpgid(0, os.getppid()); os.setsid(); signal.signal(2, signal.SIG_IGN)\ntime.sleep(600)"

@@ -36,8 +36,9 @@ class Kind(IntEnum):
     SPAWN = 30
     ADOPT = 31
     SIGNAL = 32
-    END = 33
-    DONE = 34
+    RESUME = 33
+    END = 34
+    DONE = 35
 
 
 class FrameError(Exception):

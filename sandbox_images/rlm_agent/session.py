@@ -358,7 +358,12 @@ class Session:
 
     def _on_worker_death(self) -> None:
         self._unwatch()
+        self._spawn_task(self._resume())
         self._timers.append(self._loop.call_later(limits.READY_SECONDS, self._overdue))
+
+    async def _resume(self) -> None:
+        with contextlib.suppress(OSError, SupervisorGone):
+            await self._supervision.resume(self.id)
 
     def _overdue(self) -> None:
         """No worker is ready: kill once what hangs, for the checkpoint behind it; then it is over."""

@@ -56,6 +56,9 @@ class Supervision:
     async def signal(self, session: str, pid: int, number: int) -> None:
         await self._ask(Kind.SIGNAL, {"session": session, "pid": pid, "signal": number})
 
+    async def resume(self, session: str) -> None:
+        await self._ask(Kind.RESUME, {"session": session})
+
     async def end(self, session: str) -> None:
         """End every process of a session; OSError when some could not be ended."""
         left = (await self._ask(Kind.END, {"session": session})).get("left")

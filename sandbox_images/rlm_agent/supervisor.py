@@ -48,6 +48,8 @@ class Supervisor:
                 self._adopt(session, str(header["parent"]), int(header["pid"]))
             elif frame.kind is Kind.SIGNAL:
                 self._signal(session, int(header["pid"]), int(header["signal"]))
+            elif frame.kind is Kind.RESUME:
+                self._resume(session)
             elif frame.kind is Kind.END:
                 return {"left": self._end(session)}
         except Exception as error:  # what is wrong with one session must not end the others
@@ -94,6 +96,12 @@ class Supervisor:
             os.killpg(pid, number)
         else:
             os.kill(pid, number)
+
+    def _resume(self, session: str) -> None:
+        """SIGCONT everything of a session: a cell may have stopped the checkpoint that is needed now."""
+        for pid in process.descendants(self._root(session)):
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGCONT)
 
     def _end(self, session: str) -> int:
         """Kill everything below a session's root and then the root; how many were still there at the end."""
