@@ -6,6 +6,8 @@ MAX_CODE = 1 << 20
 """Characters of one cell."""
 CHUNK = 1 << 20
 """Of a streamed context."""
+MAX_BATCH_MESSAGES = 256
+"""Messages of an agent that come together."""
 MAX_OUTPUT = 8 << 20
 """Streamed head of a cell's stdout or stderr; an agent that sends more is broken or hostile."""
 MAX_OPEN_CALLS = 4_096

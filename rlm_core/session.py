@@ -279,7 +279,10 @@ class Session:
         try:
             while isinstance(message := await self._stream.read(), pb.ConnectResponse):
                 self._reconnects = 0
-                self._take(message)
+                if len(message.messages) > limits.MAX_BATCH_MESSAGES:
+                    raise SandboxLost("the agent sent too many messages at once")
+                for each in message.messages:
+                    self._take(each)
         except grpc.aio.AioRpcError as error:
             return error
         none = grpc.aio.Metadata()
@@ -317,7 +320,7 @@ class Session:
             # The reader sees the same end of the stream, and what was not answered is sent again.
             await self._stream.write(message)
 
-    def _take(self, message: pb.ConnectResponse) -> None:
+    def _take(self, message: pb.AgentMessage) -> None:
         kind = message.WhichOneof("message")
         if kind == "event":
             if self._cell is not None:

@@ -17,7 +17,7 @@ from rlm_agent.cell import Cell
 from rlm_agent.frames import Frame, FrameBuffer, FrameError, Kind
 from rlm_agent.rpc.v1 import agent_pb2 as pb
 
-Deferred = Callable[[], pb.ConnectResponse | None]
+Deferred = Callable[[], pb.AgentMessage | None]
 KINDS = {"llm": pb.CALL_KIND_LLM, "rlm": pb.CALL_KIND_RLM}
 
 
@@ -31,7 +31,7 @@ class Pending:
 class Calls:
     """The calls of one session that have no answer yet."""
 
-    def __init__(self, up: "Callable[[pb.ConnectResponse | Deferred], None]") -> None:
+    def __init__(self, up: "Callable[[pb.AgentMessage | Deferred], None]") -> None:
         self._up = up
         self._pending_bytes = 0
         self.partial_bytes = 0
@@ -51,9 +51,9 @@ class Calls:
         for connection in list(self._connections):
             connection.drop()
 
-    def unanswered(self) -> list[pb.ConnectResponse]:
+    def unanswered(self) -> list[pb.AgentMessage]:
         """To deliver again when the host has reconnected."""
-        return [pb.ConnectResponse(call=pending.message) for pending in self._pending.values()]
+        return [pb.AgentMessage(call=pending.message) for pending in self._pending.values()]
 
     def begin_cell(self, cell: Cell) -> None:
         self.cell = cell
@@ -117,10 +117,10 @@ class Calls:
                 each.pause()
         return None
 
-    def _deliverable(self, call_id: str) -> pb.ConnectResponse | None:
+    def _deliverable(self, call_id: str) -> pb.AgentMessage | None:
         """The call when its turn to be sent has come; None when nobody waits for it any more."""
         pending = self._pending.get(call_id)
-        return pb.ConnectResponse(call=pending.message) if pending is not None else None
+        return pb.AgentMessage(call=pending.message) if pending is not None else None
 
     def _is_full(self) -> bool:
         return len(self._pending) >= limits.MAX_PENDING_CALLS or self._pending_bytes >= limits.MAX_CALL_BYTES
@@ -139,7 +139,7 @@ class Calls:
                 self._cancel(call_id, "the caller is gone")
 
     def _cancel(self, call_id: str, why: str) -> None:
-        self._up(pb.ConnectResponse(cancel=pb.CancelCall(call_id=call_id)))
+        self._up(pb.AgentMessage(cancel=pb.CancelCall(call_id=call_id)))
         failure = pb.CallFailure(code=pb.CALL_ERROR_CODE_CANCELLED, message=why)
         self.reply(pb.CallReply(call_id=call_id, failure=failure))
 

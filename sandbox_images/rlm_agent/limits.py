@@ -2,6 +2,9 @@
 
 MAX_MESSAGE = 8 << 20
 """One gRPC message, either way."""
+MAX_BATCH_MESSAGES = 256
+MAX_BATCH_BYTES = 1 << 20
+"""Messages to the host that go up together; a larger one goes alone."""
 MAX_CHUNK = 1 << 20
 """One chunk of a streamed context."""
 MAX_CODE = 1 << 20

@@ -103,12 +103,7 @@ class AgentService(rpc.AgentServiceServicer):
         session.attach(outbox.put_nowait)
         try:
             while True:
-                message = await outbox.get()
-                if isinstance(message, Exception):
-                    raise message
-                response = message if isinstance(message, pb.ConnectResponse) else message()
-                if response is not None:
-                    await context.write(response)
+                await _send_waiting(outbox, context)
         finally:
             session.detach(outbox.put_nowait)
             host.cancel()
@@ -185,7 +180,7 @@ class AgentService(rpc.AgentServiceServicer):
 async def _serve_host(
     session: Session,
     requests: AsyncIterator[pb.ConnectRequest],
-    outbox: "asyncio.Queue[Outgoing]",
+    outbox: asyncio.Queue[Outgoing],
 ) -> None:
     """Take what one host connection sends; its end, or an error, ends the connection."""
     followers: set[asyncio.Task[None]] = set()
@@ -210,9 +205,34 @@ async def _serve_host(
             task.cancel()
 
 
-async def _follow(events: AsyncIterator[pb.CellEvent], outbox: "asyncio.Queue[Outgoing]") -> None:
+async def _send_waiting(outbox: asyncio.Queue[Outgoing], context: Context) -> None:
+    """Wait for something to send, and send all that is there, in messages of a bounded size."""
+    response, size = pb.ConnectResponse(), 0
+    waiting = [await outbox.get()]
+    while not outbox.empty() and len(waiting) < limits.MAX_BATCH_MESSAGES:
+        waiting.append(outbox.get_nowait())
+    error: Exception | None = None
+    for each in waiting:
+        if isinstance(each, Exception):
+            error = each
+            break
+        message = each if isinstance(each, pb.AgentMessage) else each()
+        if message is None:
+            continue
+        if size and size + message.ByteSize() > limits.MAX_BATCH_BYTES:
+            await context.write(response)
+            response, size = pb.ConnectResponse(), 0
+        response.messages.append(message)
+        size += message.ByteSize()
+    if response.messages:
+        await context.write(response)
+    if error is not None:
+        raise error
+
+
+async def _follow(events: AsyncIterator[pb.CellEvent], outbox: asyncio.Queue[Outgoing]) -> None:
     async for event in events:
-        outbox.put_nowait(pb.ConnectResponse(event=event))
+        outbox.put_nowait(pb.AgentMessage(event=event))
 
 
 async def _receive(requests: AsyncIterator[pb.PutContextRequest], path: Path, size: int) -> None:

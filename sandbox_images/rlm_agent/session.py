@@ -25,7 +25,7 @@ from rlm_agent.supervision import Supervision, SupervisorGone
 MAX_PID = 1 << 22
 """The kernel's own limit."""
 SOCKET_VARIABLE = "RLM_SESSION_SOCKET"
-Outgoing: TypeAlias = "pb.ConnectResponse | Exception | Callable[[], pb.ConnectResponse | None]"
+Outgoing: TypeAlias = "pb.AgentMessage | Exception | Callable[[], pb.AgentMessage | None]"
 Up = Callable[[Outgoing], None]
 
 
@@ -130,7 +130,7 @@ class Session:
         for message in self.calls.unanswered():
             up(message)
         if self.lost is not None:
-            self._tell(pb.ConnectResponse(lost=pb.SessionLost(detail=self.lost)))
+            self._tell(pb.AgentMessage(lost=pb.SessionLost(detail=self.lost)))
 
     def detach(self, up: Up) -> None:
         if self._up == up:
@@ -440,7 +440,7 @@ class Session:
         self._ready.set()
         if self._running is not None and not self._running.done():
             self._running.set_exception(SessionGone(detail))
-        self._tell(pb.ConnectResponse(lost=pb.SessionLost(detail=detail)))
+        self._tell(pb.AgentMessage(lost=pb.SessionLost(detail=detail)))
 
     async def _end_processes(self) -> None:
         with contextlib.suppress(OSError, SupervisorGone):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections import deque
 from typing import Any
 
 import grpc.aio
@@ -18,6 +19,7 @@ class RawHost:
         self.stub: Any = AgentServiceStub(sandbox.channel)
         self.metadata = (("rlm-token", sandbox.token if token is None else token),)
         self.stream: Any = None
+        self._waiting: deque[pb.AgentMessage] = deque()
 
     async def ask(self, method: str, request: Any) -> Any:
         return await getattr(self.stub, method)(request, metadata=self.metadata, timeout=20)
@@ -36,17 +38,19 @@ class RawHost:
         request = pb.ExecuteCell(cell_id=cell_id, code=code, from_event=from_event)
         await self.stream.write(pb.ConnectRequest(execute=request))
 
-    async def read(self) -> pb.ConnectResponse:
-        async with asyncio.timeout(20):
-            message = await self.stream.read()
-        if message is grpc.aio.EOF:
-            none = grpc.aio.Metadata()
-            raise grpc.aio.AioRpcError(await self.stream.code(), none, none, await self.stream.details())
-        return message  # type: ignore[no-any-return]
+    async def read(self) -> pb.AgentMessage:
+        if not self._waiting:
+            async with asyncio.timeout(20):
+                response = await self.stream.read()
+            if response is grpc.aio.EOF:
+                none = grpc.aio.Metadata()
+                raise grpc.aio.AioRpcError(await self.stream.code(), none, none, await self.stream.details())
+            self._waiting.extend(response.messages)
+        return self._waiting.popleft()
 
-    async def read_until(self, kind: str) -> tuple[list[pb.ConnectResponse], pb.ConnectResponse]:
+    async def read_until(self, kind: str) -> tuple[list[pb.AgentMessage], pb.AgentMessage]:
         """What came before a message or event of this kind, and it."""
-        before: list[pb.ConnectResponse] = []
+        before: list[pb.AgentMessage] = []
         while True:
             message = await self.read()
             name = message.WhichOneof("message")
@@ -56,3 +60,4 @@ class RawHost:
 
     def break_off(self) -> None:
         self.stream.cancel()
+        self._waiting.clear()
