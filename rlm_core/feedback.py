@@ -4,10 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rlm_core.cell import CellResult
-from rlm_core.text import printable, shorten
+from rlm_core.text import one_line, printable, shorten
 
 OUTPUT_CHARS = 20_000
 """Of each block's output; head and tail are kept."""
+
+VARIABLES_CHARS = 1_000
+"""Of the list of variables; SHOW_VARS() shows them all."""
+MAX_NOTICES = 8
 
 NUDGE = (
     "Your reply had no code and no answer, so nothing happened. Write Python in a fenced block that starts "
@@ -70,11 +74,12 @@ def show(result: CellResult) -> str:
     if text := printable(result.stderr).rstrip("\n"):
         lines.append(shorten(text, OUTPUT_CHARS))
     lines += _state(result)
-    lines += [f"[{notice}]" for notice in result.notices]
+    lines += [f"[{notice}]" for notice in result.notices[:MAX_NOTICES]]
     if not lines:
         lines.append("(no output: print what you want to see)")
     if result.variables:
-        lines.append(f"[variables: {', '.join(result.variables)}]")
+        names = ", ".join(result.variables)
+        lines.append(f"[variables: {one_line(names, VARIABLES_CHARS)}]")
     return "\n".join(lines)
 
 

@@ -10,6 +10,12 @@ MAX_BATCH_MESSAGES = 256
 """Messages of an agent that come together."""
 MAX_OUTPUT = 8 << 20
 """Streamed head of a cell's stdout or stderr; an agent that sends more is broken or hostile."""
+MAX_VARIABLES = 256
+MAX_NOTICES = 64
+MAX_TEXT_CHARS = 500
+"""Of a name, a notice, a reason or a version that an agent tells."""
+MAX_ERROR_CHARS = 128 << 10
+"""Of an exception's message or traceback."""
 MAX_OPEN_CALLS = 4_096
 """Calls of one session at work on the host; the agent holds back long before."""
 MAX_ID_CHARS = 256

@@ -9,7 +9,7 @@ from rlm_core import limits
 from rlm_core.cell import CellError, CellResult
 from rlm_core.errors import SandboxLost
 from rlm_core.observer import Observer
-from rlm_core.text import printable
+from rlm_core.text import told
 
 STATUSES = {
     pb.CELL_STATUS_OK: "ok",
@@ -55,7 +55,8 @@ class RunningCell:
 
     def _finish(self, end: pb.CellFinished) -> CellResult:
         has_error = end.HasField("error")
-        error = CellError(printable(end.error.type), end.error.message, end.error.traceback)
+        limit = limits.MAX_ERROR_CHARS
+        error = CellError(told(end.error.type), end.error.message[:limit], end.error.traceback[:limit])
         return CellResult(
             cell_id=self.id,
             status=STATUSES.get(end.status, "error"),
@@ -64,12 +65,12 @@ class RunningCell:
             stdout_bytes=end.stdout.total_bytes,
             stderr_bytes=end.stderr.total_bytes,
             error=error if has_error else None,
-            rollback=printable(end.rollback_detail) if end.status == pb.CELL_STATUS_ROLLED_BACK else None,
+            rollback=told(end.rollback_detail) if end.status == pb.CELL_STATUS_ROLLED_BACK else None,
             answer_ready=end.answer_ready,
             answer=end.answer_content.decode("utf-8", "replace"),
-            no_checkpoint=printable(end.no_checkpoint) or None,
-            notices=tuple(printable(notice) for notice in end.notices),
-            variables={printable(each.name): printable(each.type) for each in end.variables},
+            no_checkpoint=told(end.no_checkpoint) or None,
+            notices=tuple(told(notice) for notice in end.notices[: limits.MAX_NOTICES]),
+            variables={told(each.name): told(each.type) for each in end.variables[: limits.MAX_VARIABLES]},
             seconds=end.wall_us / 1e6,
         )
 

@@ -25,7 +25,7 @@ from rlm_core.observer import Observer, isolated
 from rlm_core.replies import reply_message
 from rlm_core.running_cell import RunningCell
 from rlm_core.tasks import finish_first
-from rlm_core.text import printable
+from rlm_core.text import told
 from rlm_core.transport.errors import RECONNECTABLE, from_rpc_error
 
 log = logging.getLogger("rlm_core.session")
@@ -108,10 +108,10 @@ class Session:
         if response.protocol_version != pb.PROTOCOL_VERSION_CURRENT:
             raise VersionMismatch(
                 f"this library speaks protocol {pb.PROTOCOL_VERSION_CURRENT}, the agent "
-                f"{printable(response.agent_build)} speaks {response.protocol_version}: update the older one"
+                f"{told(response.agent_build)} speaks {response.protocol_version}: update the older one"
             )
-        self.agent_build = printable(response.agent_build)
-        self.python_version = printable(response.capabilities.python_version)
+        self.agent_build = told(response.agent_build)
+        self.python_version = told(response.capabilities.python_version)
         await self._connect()
         self._reader = asyncio.create_task(self._read())
 
@@ -220,8 +220,8 @@ class Session:
         """Raises ConfigError while a cell runs."""
         response = await self._ask(self._stub.ListVariables, pb.ListVariablesRequest(session_id=self.id))
         return [
-            Variable(printable(each.name), printable(each.type), printable(each.repr))
-            for each in response.variables
+            Variable(told(each.name), told(each.type), told(each.repr))
+            for each in response.variables[: limits.MAX_VARIABLES]
         ]
 
     async def read_variable(self, name: str, max_bytes: int = 0) -> str:
@@ -334,7 +334,7 @@ class Session:
             if task is not None:
                 task.cancel()
         else:
-            raise SandboxLost(f"the session is gone: {printable(message.lost.detail)[:500]}")
+            raise SandboxLost(f"the session is gone: {told(message.lost.detail)}")
 
     def _take_call(self, call: pb.Call) -> None:
         """Start work on a call; one that is delivered again gets the same answer, never a second one."""

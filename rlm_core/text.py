@@ -3,6 +3,8 @@
 import unicodedata
 from urllib.parse import urlsplit, urlunsplit
 
+from rlm_core import limits
+
 
 def printable(text: str) -> str:
     """Text that can't steer a terminal: control and bidi characters become visible escapes."""
@@ -14,6 +16,11 @@ def printable(text: str) -> str:
 
 def _escape(char: str) -> str:
     return char.encode("unicode_escape", "backslashreplace").decode()
+
+
+def told(text: str) -> str:
+    """A short text of an agent's, as it may be shown: bounded, and without control characters."""
+    return printable(text[: limits.MAX_TEXT_CHARS])
 
 
 def shorten(text: str, limit: int) -> str:

@@ -1,6 +1,8 @@
 """Calls out of a cell: concurrent, bounded, cancelled with their cell, never believed."""
 
 import asyncio
+import os
+from pathlib import Path
 
 import pytest
 
@@ -105,17 +107,19 @@ async def test_interrupting_a_cell_cancels_its_calls(sandbox: Sandbox) -> None:
         assert (await session.execute("print(x, llm_query('free'))")).stdout == "1 echo free\n"
 
 
-async def test_a_call_after_its_cell_is_refused(session: Session) -> None:
-    code = """
-import threading, time
+async def test_a_call_after_its_cell_is_refused(session: Session, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    os.mkfifo(go)
+    code = f"""
+import threading
 def late():
-    gate.wait()
-    time.sleep(0.3)
+    open({str(go)!r}).read()  # until the host opens and closes it
     replies.append(llm_query("late"))
-gate, replies = threading.Event(), []
-thread = threading.Thread(target=late); thread.start(); gate.set()
+replies = []
+thread = threading.Thread(target=late); thread.start()
 """
     await session.execute(code)
+    await asyncio.to_thread(go.write_text, "")
     # The thread's call comes between cells: nobody pays for it.
     # Listing makes the worker look; the thread runs in the meantime.
     async with asyncio.timeout(20):

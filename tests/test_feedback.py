@@ -55,6 +55,12 @@ def test_what_happened_to_a_cell_is_told() -> None:
     assert "[a remark]" in show(CellResult("c1", "ok", notices=("a remark",)))
 
 
+def test_names_and_notices_that_a_cell_makes_up_do_not_fill_the_prompt() -> None:
+    many = {f"{'v' * 190}{n}": "int" for n in range(256)}
+    text = show(CellResult("c1", "ok", variables=many, notices=("n" * 500,) * 64))
+    assert len(text) < 6_000
+
+
 def test_control_characters_are_made_visible() -> None:
     assert show(CellResult("c1", "ok", stdout="\x1b[31m\u202ered")) == "\\x1b[31m\\u202ered"
 

@@ -1,10 +1,12 @@
 """What a cell prints: captured, live, bounded, and its true length told."""
 
 import asyncio
+import os
 import resource
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 from rlm_core.session import Session
 from tests.conftest import Recorder
@@ -66,11 +68,16 @@ async def test_bytes_that_are_no_text_and_surrogates_are_shown(session: Session)
     assert result.stdout == "\ufffd\n\\ud800\n"
 
 
-async def test_output_of_leftover_processes_is_dropped_between_cells(session: Session) -> None:
-    await session.execute(
-        "import subprocess\np = subprocess.Popen('read line; echo late', shell=True, stdin=subprocess.PIPE)"
-    )
-    await session.execute("p.stdin.write(b'x\\n'); p.stdin.flush(); import time; time.sleep(0.2)")
+async def test_output_of_leftover_processes_is_dropped_between_cells(
+    session: Session, tmp_path: Path
+) -> None:
+    go, done = tmp_path / "go", tmp_path / "done"
+    os.mkfifo(go)
+    os.mkfifo(done)
+    command = f"cat {go}; echo late; echo > {done}"
+    await session.execute(f"import subprocess\np = subprocess.Popen({command!r}, shell=True)")
+    await asyncio.to_thread(go.write_text, "")
+    await asyncio.to_thread(done.read_text)  # it has printed, and no cell runs
     assert (await session.execute("print('mine')")).stdout == "mine\n"
 
 

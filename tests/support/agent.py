@@ -29,8 +29,11 @@ class RawHost:
         response: pb.OpenSessionResponse = await self.ask("OpenSession", request)
         return response
 
-    async def attach(self, session_id: str) -> None:
+    def dial(self) -> None:
         self.stream = self.stub.Connect(metadata=self.metadata)
+
+    async def attach(self, session_id: str) -> None:
+        self.dial()
         with contextlib.suppress(grpc.aio.AioRpcError):  # reading tells why it was refused
             await self.stream.write(pb.ConnectRequest(attach=pb.Attach(session_id=session_id)))
 
