@@ -33,7 +33,7 @@ class SandboxSpec(BaseModel):
     pids: int | None = Field(default=None, gt=0)
     disk: ByteSize | None = Field(default=None, gt=0)
     lifetime: float | None = Field(default=None, gt=0)
-    """Seconds."""
+    """Seconds after which the sandbox ends, whatever it does."""
     cell_timeout: float = Field(default=600.0, gt=0)
     """Seconds that one cell may take, its queries included."""
     interrupt_grace: float = Field(default=2.0, gt=0)
@@ -43,7 +43,13 @@ class SandboxSpec(BaseModel):
     env: Mapping[str, str] = Field(default_factory=dict)
     files: Mapping[str, Path] | None = None
     image: str | None = None
+    """`minimal` or `data` (numpy, pandas, scipy), or the base to build on; `debian` needs no registry."""
     packages: tuple[str, ...] | None = None
+    """Requirements such as "numpy==2.4.6", for cells."""
+    runtime: str | None = None
+    """Of the container engine, e.g. "runsc" (gVisor)."""
+    lease: float | None = Field(default=None, ge=1)
+    """Seconds that a sandbox lives on without a sign of life of its host."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +85,20 @@ class Sandbox(ABC):
         """One line on why the agent has ended; empty while it runs, after `wait` seconds at most."""
 
 
+@dataclass(frozen=True, slots=True)
+class RunningSandbox:
+    """A sandbox that some host has started and that is still there."""
+
+    id: str
+    handle: str
+    """What the provider calls it."""
+    created: int
+    """Seconds since 1970."""
+    state: str
+    lease: float
+    """Seconds it lives on without its host."""
+
+
 class Environment(ABC):
     """Starts sandboxes of one kind."""
 
@@ -101,7 +121,21 @@ class Environment(ABC):
 
         Raises:
             SandboxLost: it did not come up, and why; nothing is left running.
+            EngineError: where it would run is not there, or refuses.
+            PolicyNotEnforceable: the policy does not hold there; nothing is left running.
         """
+
+    async def attach(self, sandbox_id: str, token: str) -> Sandbox:
+        """Take over a sandbox whose host has gone."""
+        raise ConfigError(f"a sandbox of environment {self.name!r} ends with its host")
+
+    async def running(self) -> list[RunningSandbox]:
+        """Those of any host that are still there."""
+        return []
+
+    async def remove(self, sandbox_id: str) -> None:
+        """End one, whoever has started it; quiet when it is gone."""
+        raise ConfigError(f"a sandbox of environment {self.name!r} ends with its host")
 
 
 def known_environments() -> list[str]:

@@ -16,6 +16,7 @@ RLMError
     ├── ConfigError              an argument, or what it names
     ├── MissingExtra             a package to install
     ├── PolicyNotEnforceable     a sandbox field that the environment can't hold
+    ├── EngineError              the container engine does not answer, refuses, or is full
     └── VersionMismatch          host and agent are of different versions
 
 gRPC's errors and the SDKs' are mapped where they enter (`rlm_core/transport/errors.py`,
@@ -92,6 +93,10 @@ class MissingExtra(UsageError):
 
 class PolicyNotEnforceable(UsageError):
     """The environment can't enforce a field of the sandbox policy, so it does not start."""
+
+
+class EngineError(UsageError):
+    """The container engine can't do what it is asked; says what to do."""
 
 
 class VersionMismatch(UsageError):

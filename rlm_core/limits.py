@@ -23,7 +23,13 @@ MAX_ID_CHARS = 256
 MAX_FAILURE_CHARS = 2_000
 """Of the text of a failed call."""
 
+MAX_GREETING = 128 << 10
+"""What an agent says of itself when it serves."""
+
 START_SECONDS = 60.0
+BEATS_PER_LEASE = 4
+REATTACH_SECONDS = 30.0
+"""How long a broken byte stream to a sandbox that still runs is opened again."""
 CELL_GRACE_SECONDS = 60.0
 """How long after its time and its grace a cell may take to end, before the agent counts as lost."""
 CONTEXT_BYTES_PER_SECOND = 5 << 20

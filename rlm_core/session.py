@@ -133,7 +133,7 @@ class Session:
             return index
         path = folder / f"{self.id}_{index}"
         try:
-            await asyncio.to_thread(_write_private, path, encoded)
+            await asyncio.to_thread(_write_new, path, encoded)
             header.shared_file = path.name
             await self._ask(self._stub.PutContext, _parts(header, None), timeout=seconds)
         finally:
@@ -411,9 +411,11 @@ def _sendable(code: str) -> str:
     return code.encode("utf-8", "backslashreplace").decode()
 
 
-def _write_private(path: Path, encoded: Encoded) -> None:
+def _write_new(path: Path, encoded: Encoded) -> None:
+    """Readable for the agent, which may be another user; the folder around it is the host's alone."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
     with os.fdopen(os.open(path, flags, 0o600), "wb", buffering=0) as file:
+        os.fchmod(file.fileno(), 0o644)
         for chunk in encoded.chunks():
             _write_all(file, chunk)
 

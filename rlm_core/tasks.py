@@ -2,10 +2,12 @@
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
-async def finish_first(cleanup: Coroutine[Any, Any, Any]) -> None:
+async def finish_first(cleanup: Coroutine[Any, Any, T]) -> T:
     """Run a clean-up to its end, whatever cancels the caller meanwhile; the cancellation is raised then."""
     task = asyncio.ensure_future(cleanup)
     cancelled = False
@@ -18,4 +20,4 @@ async def finish_first(cleanup: Coroutine[Any, Any, Any]) -> None:
             cancelled = True
     if cancelled:
         raise asyncio.CancelledError
-    task.result()
+    return task.result()

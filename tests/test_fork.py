@@ -97,4 +97,5 @@ async def test_many_sessions_of_one_agent_work_at_once(sandbox: Sandbox) -> None
     )
     assert [each.stdout for each in results] == [f"{n} echo {n}\n" for n in range(8)]
     await asyncio.gather(*(each.aclose() for each in sessions))
-    assert list((sandbox.shared_folder.parent / "sessions").iterdir()) == []  # type: ignore[union-attr]
+    folder = sandbox.shared_folder.parent  # type: ignore[union-attr]
+    assert [*(folder / "work").iterdir(), *(folder / "calls").iterdir()] == []

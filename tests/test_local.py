@@ -106,7 +106,7 @@ async def test_the_environment_is_an_allow_list_and_what_the_user_passes(
         "GLIBC_TUNABLES", "GRPC_VERBOSITY", "HOME", "LANG", "MKL_NUM_THREADS", "OMP_NUM_THREADS",
         "OPENBLAS_NUM_THREADS", "PASSED", "PATH", "RLM_SESSION_SOCKET", "LC_CTYPE",
     }  # fmt: skip
-    assert second.startswith("yes /") and second.endswith("/work")
+    assert second.startswith("yes /") and second.endswith(f"/work/{session.id}")
 
 
 async def test_the_folder_is_private_and_gone_afterwards() -> None:

@@ -137,8 +137,8 @@ async def test_a_host_that_loses_its_connection_goes_on_without_a_loss(
         running = asyncio.create_task(session.execute(code))
         await recorder.saw("begun")
         relay.cut()
-        (folder,) = (sandbox.shared_folder.parent / "sessions").iterdir()  # type: ignore[union-attr]
-        (folder / "work" / "go").touch()
+        (folder,) = (sandbox.shared_folder.parent / "work").iterdir()  # type: ignore[union-attr]
+        (folder / "go").touch()
         result = await running
         assert result.stdout == "begun echo a\nended echo b\n"
         assert answered == 2
@@ -227,3 +227,17 @@ for fd in range(3, 64):
         with pytest.raises(SandboxLost, match="frame"):
             await one.execute(code)
         assert (await two.execute("print('on')")).stdout == "on\n"
+
+
+@pytest.mark.parametrize("code", ["import time; time.sleep(600)", "while True: pass"])
+async def test_an_interrupt_that_overtakes_its_cell_is_not_lost(sandbox: Sandbox, code: str) -> None:
+    host = RawHost(sandbox)
+    await host.open("overtaken")
+    await host.attach("overtaken")
+    await host.ask("InterruptCell", pb.InterruptCellRequest(session_id="overtaken", cell_id="c1"))
+    await host.execute("c1", code)
+    _, ended = await host.read_until("finished")
+    assert ended.event.finished.status in (pb.CELL_STATUS_INTERRUPTED, pb.CELL_STATUS_ROLLED_BACK)
+    await host.execute("c2", "print('next')")
+    _, ended = await host.read_until("finished")
+    assert ended.event.finished.status == pb.CELL_STATUS_OK

@@ -15,21 +15,20 @@ import secrets
 import shutil
 import signal
 import sys
-import tempfile
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from rlm_core import limits
 from rlm_core.environment import Capabilities, Environment, Sandbox, track, untrack
 from rlm_core.errors import SandboxLost
 from rlm_core.tasks import finish_first
 from rlm_core.text import one_line, printable
-from rlm_core.transport.unix import unix_channel
+from rlm_core.transport.unix import private_folder, unix_channel
 
 log = logging.getLogger("rlm_environments.local")
 
-MAX_BASE_BYTES = 107 - len("/rlm-12345678/sessions/0123456789abcdef/calls")
 LOG_BYTES = 8 << 10
 """Kept from the end of the agent's stderr, to say why it ended."""
 
@@ -43,11 +42,11 @@ class LocalEnvironment(Environment):
     )
 
     async def start(self) -> "LocalSandbox":
-        _say_once()
-        folder = _private_folder()
+        self._announce()
+        folder = private_folder()
         sandbox: LocalSandbox | None = None
         try:
-            for name in ("sessions", "shared", "home"):
+            for name in ("calls", "home", "shared", "work"):
                 (folder / name).mkdir()
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -65,7 +64,7 @@ class LocalEnvironment(Environment):
             sandbox = LocalSandbox(folder, process)
             track(sandbox)
             async with asyncio.timeout(limits.START_SECONDS):
-                await sandbox.wait_until_it_serves()
+                self._check(await sandbox.begin(self._config(folder)))
             return sandbox
         except BaseException as error:
             epitaph = ""
@@ -77,6 +76,22 @@ class LocalEnvironment(Environment):
             if isinstance(error, (OSError, TimeoutError, SandboxLost)):
                 raise SandboxLost(f"the local agent did not start: {epitaph or error}") from None
             raise
+
+    def _announce(self) -> None:
+        _say_once()
+
+    def _config(self, folder: Path) -> dict[str, Any]:
+        """What the agent is told, beside its token."""
+        return {
+            "folder": str(folder),
+            "calls": str(folder / "calls"),
+            "work": str(folder / "work"),
+            "shared": str(folder / "shared"),
+            "parent": os.getpid(),
+        }
+
+    def _check(self, greeting: Mapping[str, Any]) -> None:
+        """Whether what the agent says of itself is what was asked."""
 
 
 class LocalSandbox(Sandbox):
@@ -95,18 +110,15 @@ class LocalSandbox(Sandbox):
         """Of the agent."""
         return self._process.pid
 
-    async def wait_until_it_serves(self) -> None:
+    async def begin(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Configure the agent and wait until it serves; what it says of itself."""
         assert self._process.stdin is not None and self._process.stdout is not None
-        config = {
-            "token": self.token,
-            "folder": str(self._folder),
-            "shared": str(self.shared_folder),
-            "parent": os.getpid(),
-        }
-        self._process.stdin.write(json.dumps(config).encode() + b"\n")
+        self._process.stdin.write(json.dumps({**config, "token": self.token}).encode() + b"\n")
         await self._process.stdin.drain()
-        if not await self._process.stdout.readline():
+        line = await self._process.stdout.readline()
+        if not line:
             raise SandboxLost("the agent ended at once")
+        return dict(json.loads(line))
 
     async def stop(self) -> None:
         untrack(self)
@@ -149,14 +161,6 @@ class LocalSandbox(Sandbox):
         assert self._process.stderr is not None
         while data := await self._process.stderr.read(LOG_BYTES):
             self._log = (self._log + data)[-LOG_BYTES:]
-
-
-def _private_folder() -> Path:
-    """A new folder, 0700, with a path that leaves room for sockets: the kernel takes 107 bytes."""
-    base = tempfile.gettempdir()
-    if len(os.fsencode(base)) > MAX_BASE_BYTES:
-        base = "/tmp"
-    return Path(tempfile.mkdtemp(prefix="rlm-", dir=base))
 
 
 @cache

@@ -1,5 +1,6 @@
 """The `rlm` command."""
 
+from importlib.metadata import entry_points
 from typing import Annotated
 
 import typer
@@ -7,6 +8,7 @@ import typer
 import rlm_core.cli.demo
 import rlm_core.cli.doctor
 import rlm_core.cli.run
+import rlm_core.cli.sandbox
 from rlm_core.cli.output import fail
 from rlm_core.errors import RLMError, UsageError
 
@@ -20,6 +22,9 @@ app = typer.Typer(
 app.command("run")(rlm_core.cli.run.run)
 app.command("demo")(rlm_core.cli.demo.demo)
 app.command("doctor")(rlm_core.cli.doctor.doctor)
+app.add_typer(rlm_core.cli.sandbox.app, name="sandbox")
+for point in entry_points(group="rlm.commands"):  # environments bring their own, such as `rlm image`
+    app.add_typer(point.load(), name=point.name)
 
 
 def _version(value: bool) -> None:

@@ -15,6 +15,10 @@ def stderr_console() -> Console:
     return Console(stderr=True)
 
 
+def stdout_console() -> Console:
+    return Console()
+
+
 def say(text: str) -> None:
     """A result, on stdout; what the terminal can't show is replaced, never lost with a traceback."""
     typer.echo(text.encode("utf-8", "replace").decode())

@@ -1,11 +1,14 @@
 """A gRPC channel over a unix socket in a private folder."""
 
+import os
+import tempfile
 from pathlib import Path
 
 import grpc.aio
 
 from rlm_core import limits
 
+MAX_BASE_BYTES = 107 - len("/rlm-12345678/calls/0123456789abcdef")
 CHANNEL_OPTIONS = [
     ("grpc.max_receive_message_length", limits.MAX_MESSAGE),
     ("grpc.max_send_message_length", limits.MAX_MESSAGE),
@@ -18,3 +21,11 @@ CHANNEL_OPTIONS = [
 
 def unix_channel(path: Path) -> grpc.aio.Channel:
     return grpc.aio.insecure_channel(f"unix:{path}", options=CHANNEL_OPTIONS)
+
+
+def private_folder() -> Path:
+    """A new folder, 0700, with a path that leaves room for sockets: the kernel takes 107 bytes."""
+    base = tempfile.gettempdir()
+    if len(os.fsencode(base)) > MAX_BASE_BYTES:
+        base = "/tmp"
+    return Path(tempfile.mkdtemp(prefix="rlm-", dir=base))

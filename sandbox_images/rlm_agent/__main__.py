@@ -1,9 +1,7 @@
-"""The agent: started by an environment as `python -I -m rlm_agent`, configured by one line on stdin.
+"""The agent: `python -I -m rlm_agent`, or forked by container.py.
 
-The line is a JSON object: `token` (bearer token that every call must carry), `folder` (private to this
-agent, removed when it ends; it listens there on `agent.sock`), `shared` (folder in which the host leaves
-contexts, or null), `parent` (pid of the host, or null). It answers with one JSON line on stdout when it
-serves, and ends when stdin ends.
+Its configuration is one line on stdin (config.py). It answers with one JSON line on stdout when it serves,
+and ends when stdin ends, its lease or lifetime runs out, or its supervisor has gone.
 """
 
 import asyncio
@@ -12,17 +10,19 @@ import json
 import os
 import shutil
 import signal
+import socket
 import sys
-from pathlib import Path
-from typing import Any
 
 import grpc.aio
 
 from rlm_agent import limits
 from rlm_agent.build import agent_build
+from rlm_agent.config import AgentConfig, read_config
+from rlm_agent.folders import Folders
 from rlm_agent.guard import Guard
 from rlm_agent.rpc.v1 import agent_pb2_grpc as rpc
-from rlm_agent.server import AgentService, Folders
+from rlm_agent.server import AgentService
+from rlm_agent.stdio import Stdio
 from rlm_agent.supervision import Supervision
 from rlm_agent.worker import process
 
@@ -34,35 +34,46 @@ SERVER_OPTIONS = [
 ]
 
 
-async def serve(config: dict[str, Any]) -> None:
-    supervision = Supervision()
-    folder = Path(config["folder"])
-    folders = Folders(folder / "sessions", Path(config["shared"]) if config.get("shared") else None)
-    service = AgentService(supervision, folders)
-    server = grpc.aio.server(interceptors=[Guard(config["token"])], options=SERVER_OPTIONS)
+async def serve(config: AgentConfig, supervisor: socket.socket | None) -> None:
+    supervision = Supervision(supervisor) if supervisor else Supervision.launch(config)
+    folders = Folders.make(config)
+    service = AgentService(supervision, folders, config)
+    server = grpc.aio.server(interceptors=[Guard(config.token)], options=SERVER_OPTIONS)
     rpc.add_AgentServiceServicer_to_server(service, server)
-    server.add_insecure_port(f"unix:{folder / 'agent.sock'}")
+    address = folders.private / "agent.sock"
+    server.add_insecure_port(f"unix:{address}")
     await server.start()
-    print(json.dumps({"agent_build": agent_build()}), flush=True)
-    await _told_to_end(supervision)
+    posture = await supervision.probe() if supervisor or config.supervisor else None
+    stdio = Stdio(address, config.lease) if config.stdio else None
+    hello = {"agent_build": agent_build(), "nonce": config.nonce, "posture": posture}
+    print(json.dumps({**hello, "shared": folders.shared_note()}), flush=True)
+    if stdio is not None:
+        await stdio.open()
+    why = await _told_to_end(supervision, stdio, config.lifetime)
+    if stdio is not None:
+        stdio.close()
     await server.stop(grace=0)
     await service.close()
     supervision.close()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     process.end_below(os.getpid())  # nothing, unless a cell has killed the supervisor
-    shutil.rmtree(folder, ignore_errors=True)
-    if supervision.gone.is_set():
-        sys.exit("the supervisor of the sandbox has ended")
+    shutil.rmtree(folders.private, ignore_errors=True)
+    if why:
+        sys.exit(why)
 
 
-async def _told_to_end(supervision: Supervision) -> None:
+async def _told_to_end(supervision: Supervision, stdio: Stdio | None, lifetime: float) -> str:
+    """Wait for a reason to end; in words, where the host has to be told."""
     terminated = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminated.set)
-    reasons = [_stdin_ended(), supervision.gone.wait(), terminated.wait()]
+    reasons = [supervision.gone.wait(), terminated.wait(), stdio.ended.wait() if stdio else _stdin_ended()]
     waiting = [asyncio.ensure_future(reason) for reason in reasons]
-    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED, timeout=lifetime or None)
     for task in waiting:
         task.cancel()
+    if supervision.gone.is_set():
+        return "the supervisor of the sandbox has ended"
+    return "" if done else f"the sandbox's lifetime of {lifetime:g} s is over"
 
 
 async def _stdin_ended() -> None:
@@ -86,24 +97,14 @@ def _tie_to(parent: int | None) -> None:
         sys.exit("the host has ended")
 
 
-def main() -> None:
-    config = json.loads(_first_line())
-    _tie_to(config.get("parent"))
+def run(supervisor: socket.socket | None = None) -> None:
+    """Be the agent; with a supervisor that is there already, or with one of its own."""
+    config = read_config()
+    _tie_to(config.parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     process.adopt_orphans()
-    asyncio.run(serve(config))
-
-
-def _first_line() -> bytes:
-    """Unbuffered: what follows belongs to the event loop."""
-    line = bytearray()
-    while not line.endswith(b"\n"):
-        byte = os.read(0, 1)
-        if not byte:
-            sys.exit("the host has ended")
-        line += byte
-    return bytes(line)
+    asyncio.run(serve(config, supervisor))
 
 
 if __name__ == "__main__":
-    main()
+    run()

@@ -16,6 +16,7 @@ from rlm_agent import limits
 from rlm_agent.cell import Cell
 from rlm_agent.frames import Frame, FrameBuffer, FrameError, Kind
 from rlm_agent.rpc.v1 import agent_pb2 as pb
+from rlm_agent.sender import NOBODY, peer_of
 
 Deferred = Callable[[], pb.AgentMessage | None]
 KINDS = {"llm": pb.CALL_KIND_LLM, "rlm": pb.CALL_KIND_RLM}
@@ -40,10 +41,13 @@ class Calls:
         self._server: asyncio.Server | None = None
         self._minted = 0
         self.cell: Cell | None = None
+        self.user = NOBODY.user
+        """Who may call: the user that the session's worker runs as."""
 
     async def listen(self, path: Path) -> None:
         loop = asyncio.get_running_loop()
         self._server = await loop.create_unix_server(lambda: Connection(self), str(path))
+        path.chmod(0o666)  # noqa: ASYNC240 - for the session's own user, looked at when it connects
 
     async def close(self) -> None:
         if self._server is not None:
@@ -163,7 +167,8 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        if not self._calls.add(self):
+        stranger = peer_of(transport.get_extra_info("socket")).user != self._calls.user
+        if stranger or not self._calls.add(self):
             self._transport.abort()
 
     def data_received(self, data: bytes) -> None:

@@ -38,7 +38,8 @@ class Kind(IntEnum):
     SIGNAL = 32
     RESUME = 33
     END = 34
-    DONE = 35
+    PROBE = 35
+    DONE = 36
 
 
 class FrameError(Exception):

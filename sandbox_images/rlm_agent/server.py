@@ -4,10 +4,8 @@ import asyncio
 import contextlib
 import platform
 import re
-import shutil
 from collections import defaultdict
 from collections.abc import AsyncIterator, Coroutine
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -15,10 +13,12 @@ import grpc.aio
 
 from rlm_agent import errors, limits
 from rlm_agent.build import agent_build
+from rlm_agent.config import AgentConfig
+from rlm_agent.folders import Folders
 from rlm_agent.rpc.v1 import agent_pb2 as pb
 from rlm_agent.rpc.v1 import agent_pb2_grpc as rpc
-from rlm_agent.session import Outgoing, Session, SessionConfig
-from rlm_agent.supervision import Supervision
+from rlm_agent.session import Outgoing, Places, Session, SessionConfig
+from rlm_agent.supervision import ProcessLimits, Supervision
 
 CONTEXT_KINDS = {
     pb.CONTEXT_KIND_TEXT: "text",
@@ -29,18 +29,11 @@ SAFE_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
-@dataclass(frozen=True, slots=True)
-class Folders:
-    """Where sessions keep their files, and where the host leaves contexts for them (None: nowhere)."""
-
-    sessions: Path
-    shared: Path | None
-
-
 class AgentService(rpc.AgentServiceServicer):
-    def __init__(self, supervision: Supervision, folders: Folders) -> None:
+    def __init__(self, supervision: Supervision, folders: Folders, config: AgentConfig) -> None:
         self._supervision = supervision
         self._folders = folders
+        self._config = config
         self._sessions: dict[str, Session] = {}
         self._opening: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
@@ -52,7 +45,7 @@ class AgentService(rpc.AgentServiceServicer):
             )
         async with self._opening[request.session_id]:
             if request.session_id not in self._sessions:
-                session = self._new_session(request.session_id, _config(request))
+                session = self._new_session(request.session_id, _session_config(request, self._config))
                 await self._begin(session, session.start())
         return pb.OpenSessionResponse(
             protocol_version=pb.PROTOCOL_VERSION_CURRENT,
@@ -69,7 +62,6 @@ class AgentService(rpc.AgentServiceServicer):
         self._opening.pop(request.session_id, None)
         if session is not None:
             await session.close()
-            shutil.rmtree(self._folders.sessions / session.id, ignore_errors=True)
         return pb.CloseSessionResponse()
 
     async def PutContext(
@@ -84,7 +76,7 @@ class AgentService(rpc.AgentServiceServicer):
         if header.shared_file:
             await session.put_context(header.index, kind, self._shared(header.shared_file))
             return pb.PutContextResponse()
-        path = self._folders.sessions / session.id / f"context_{header.index}"
+        path = self._folders.incoming / f"{session.id}_{header.index}"
         try:
             await _receive(request_iterator, path, header.size_bytes)
             await session.put_context(header.index, kind, path)
@@ -111,10 +103,7 @@ class AgentService(rpc.AgentServiceServicer):
     async def InterruptCell(
         self, request: pb.InterruptCellRequest, context: Context
     ) -> pb.InterruptCellResponse:
-        session = self._session(request.session_id)
-        cell = session.calls.cell
-        if cell is not None and request.cell_id in ("", cell.id):
-            session.interrupt("interrupt")
+        self._session(request.session_id).interrupt_cell(request.cell_id)
         return pb.InterruptCellResponse()
 
     async def ForkSession(self, request: pb.ForkSessionRequest, context: Context) -> pb.ForkSessionResponse:
@@ -153,7 +142,6 @@ class AgentService(rpc.AgentServiceServicer):
             await start
         except BaseException:
             await asyncio.shield(session.close())
-            shutil.rmtree(self._folders.sessions / session.id, ignore_errors=True)
             raise
         self._sessions[session.id] = session
 
@@ -168,7 +156,8 @@ class AgentService(rpc.AgentServiceServicer):
             raise errors.Invalid("a session id has 1 to 64 letters, digits, - and _")
         if len(self._sessions) >= limits.MAX_SESSIONS:
             raise errors.Invalid(f"at most {limits.MAX_SESSIONS} sessions in one agent")
-        return Session(session_id, self._folders.sessions / session_id, config, self._supervision)
+        places = Places(self._folders.work / session_id, self._folders.calls / session_id)
+        return Session(session_id, places, config, self._supervision)
 
     def _shared(self, name: str) -> Path:
         folder = self._folders.shared
@@ -247,13 +236,13 @@ async def _receive(requests: AsyncIterator[pb.PutContextRequest], path: Path, si
         raise errors.Invalid(f"the context ended after {received:,} of {size:,} bytes")
 
 
-def _config(request: pb.OpenSessionRequest) -> SessionConfig:
+def _session_config(request: pb.OpenSessionRequest, config: AgentConfig) -> SessionConfig:
     asked = request.limits
     default = SessionConfig()
     return SessionConfig(
         output_bytes=min(asked.output_bytes, limits.MAX_OUTPUT_BYTES) or default.output_bytes,
         interrupt_grace=asked.interrupt_grace_ms / 1000 or default.interrupt_grace,
-        memory_bytes=asked.memory_bytes,
+        limits=ProcessLimits(asked.memory_bytes if config.memory_by_process else 0, config.processes),
         env=dict(request.env),
     )
 

@@ -20,7 +20,8 @@ from rlm_agent.frames import PACKET_BYTES, Frame, FrameError, Kind, PacketBuffer
 from rlm_agent.output import Pipe, make_pipe
 from rlm_agent.result import Death, describe_death, finished_cell, rolled_back_cell, text_of
 from rlm_agent.rpc.v1 import agent_pb2 as pb
-from rlm_agent.supervision import Supervision, SupervisorGone
+from rlm_agent.sender import Sender, receive_with_sender
+from rlm_agent.supervision import ProcessLimits, Supervision, SupervisorGone
 
 MAX_PID = 1 << 22
 """The kernel's own limit."""
@@ -30,24 +31,32 @@ Up = Callable[[Outgoing], None]
 
 
 @dataclass(frozen=True, slots=True)
+class Places:
+    """The working folder of a session, which its first process makes, and the socket that its cells call."""
+
+    cwd: Path
+    socket: Path
+
+
+@dataclass(frozen=True, slots=True)
 class SessionConfig:
     """Times in seconds, sizes in bytes."""
 
     output_bytes: int = limits.OUTPUT_BYTES
     interrupt_grace: float = limits.INTERRUPT_GRACE_SECONDS
-    memory_bytes: int = 0
+    limits: ProcessLimits = field(default_factory=ProcessLimits)
     env: dict[str, str] = field(default_factory=dict)
 
 
 class Session:
     def __init__(
-        self, session_id: str, folder: Path, config: SessionConfig, supervision: Supervision
+        self, session_id: str, places: Places, config: SessionConfig, supervision: Supervision
     ) -> None:
         self.id = session_id
         self.calls = Calls(self._tell)
         self.lost: str | None = None
         self._closed = False
-        self._folder = folder
+        self._places = places
         self.config = config
         self._supervision = supervision
         self._up: Up | None = None
@@ -57,6 +66,8 @@ class Session:
         self._ready = asyncio.Event()
         self._running: asyncio.Future[Frame | Death] | None = None
         self._interrupt_reason = ""
+        self._unwanted = ""
+        """Id of a cell that is to be interrupted, although it may not have begun yet."""
         self._worker_pid = 0
         self._rescue_tried = False
         self._pidfd = -1
@@ -68,6 +79,7 @@ class Session:
         self._frames = PacketBuffer()
         self._link, self._worker_link = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._link.setblocking(False)
+        self._link.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self._stdout, self._worker_stdout = make_pipe()
         self._stderr, self._worker_stderr = make_pipe()
 
@@ -76,8 +88,8 @@ class Session:
     async def start(self) -> None:
         """Spawn an empty worker."""
         await self._listen()
-        env = {**self.config.env, SOCKET_VARIABLE: str(self._socket_path)}
-        await self._supervision.spawn(self.id, self.cwd, env, self.config.memory_bytes, self._worker_fds())
+        env = {**self.config.env, SOCKET_VARIABLE: str(self._places.socket)}
+        await self._supervision.spawn(self.id, self._places.cwd, env, self.config.limits, self._worker_fds())
         self._close_worker_fds()
         await self._first_ready()
 
@@ -88,7 +100,7 @@ class Session:
             Invalid: it can't be forked now, and why.
         """
         await new._listen()
-        header: dict[str, Any] = {"cwd": str(new.cwd), "socket": str(new._socket_path)}
+        header: dict[str, Any] = {"cwd": str(new._places.cwd), "socket": str(new._places.socket)}
         if call_id:
             try:
                 answer = await self.calls.fork(call_id, {**header, "child": True}, new._worker_fds())
@@ -101,7 +113,7 @@ class Session:
             answer = ended.header
         if answer.get("error"):
             raise Invalid(str(answer["error"]))
-        await self._supervision.adopt(new.id, self.id, int(answer["pid"]))
+        await self._supervision.adopt(new.id, self.id, int(answer["pid"]), new._places.cwd)
         new._close_worker_fds()
         await new._first_ready()
 
@@ -119,6 +131,7 @@ class Session:
             pipe.close()
         self._link.close()
         self._close_worker_fds()
+        self._places.socket.unlink(missing_ok=True)
 
     # -- what the host asks
 
@@ -189,6 +202,15 @@ class Session:
         size = header.get("size")
         return text_of(header.get("type"), limits.MAX_NAME_CHARS), body, size if type(size) is int else 0
 
+    def interrupt_cell(self, cell_id: str) -> None:
+        """Interrupt a cell: this one, the running one without an id, or one that this request has overtaken."""
+        cell = self.calls.cell
+        if cell is not None and cell_id in ("", cell.id):
+            self._unwanted = cell.id
+            self.interrupt("interrupt")
+        elif cell_id not in self._cells:
+            self._unwanted = cell_id
+
     def interrupt(self, reason: str) -> None:
         """SIGINT now, SIGKILL after the grace period; nothing when nothing runs."""
         if self._running is None or self._running.done() or self._interrupt_reason:
@@ -223,8 +245,9 @@ class Session:
         cell.finish(result)
 
     async def _put_context(self, index: int, kind: str, path: Path) -> None:
-        header = {"cell": f"context_{index}", "index": index, "kind": kind, "path": str(path)}
-        ended = await self._perform(Frame(Kind.CONTEXT, header), 0)
+        header = {"cell": f"context_{index}", "index": index, "kind": kind}
+        with path.open("rb") as file:  # opened here: the worker's user may not
+            ended = await self._perform(Frame(Kind.CONTEXT, header), 0, fds=[file.fileno()])
         if isinstance(ended, Death):
             raise Invalid(f"loading the context killed the worker: {describe_death(ended)}")
         if ended.header.get("status") != "ok":
@@ -263,6 +286,8 @@ class Session:
                 self._timers.append(self._loop.call_later(timeout, self.interrupt, "timeout"))
             try:
                 await self._send(frame, fds)
+                if cell is not None and cell.id == self._unwanted:
+                    self.interrupt("interrupt")
                 ended = await self._running
             finally:
                 self._stop_timers()
@@ -301,32 +326,33 @@ class Session:
 
     def _on_link(self) -> None:
         try:
-            packet = self._link.recv(PACKET_BYTES + 1)
+            packet, sender = receive_with_sender(self._link, PACKET_BYTES + 1)
             if not packet:
                 raise FrameError("every process of the session has ended")
             if frame := self._frames.feed(packet):
-                self._on_frame(frame)
+                self._on_frame(frame, sender)
         except BlockingIOError:
             return
         except Exception as error:  # whatever it sent, it hurts its own session only
             self._lose(f"{type(error).__name__}: {error}")
 
-    def _on_frame(self, frame: Frame) -> None:
+    def _on_frame(self, frame: Frame, sender: Sender) -> None:
         running = self._running
         if frame.kind is Kind.READY:
-            self._on_ready(frame)
+            self._on_ready(frame, sender)
         elif frame.kind in (Kind.RESULT, Kind.FORKED) and running is not None and not running.done():
             self._last_cell = frame.header.get("cell", self._last_cell)
             running.set_result(frame)
         else:
             raise FrameError(f"unexpected {frame.kind.name} from the worker")
 
-    def _on_ready(self, frame: Frame) -> None:
+    def _on_ready(self, frame: Frame, sender: Sender) -> None:
         pid, died = frame.header.get("pid"), frame.header.get("died")
         if type(pid) is not int or not 1 < pid < MAX_PID or not (died is None or isinstance(died, dict)):
             raise FrameError("malformed READY from the worker")
         self._worker_pid = pid
-        self._watch(pid)
+        self.calls.user = sender.user
+        self._watch(sender.pid)
         running = self._running is not None and not self._running.done()
         if died is None and running:
             return  # the cell goes on in a fresh fork
@@ -389,17 +415,8 @@ class Session:
 
     # -- plumbing
 
-    @property
-    def cwd(self) -> Path:
-        return self._folder / "work"
-
-    @property
-    def _socket_path(self) -> Path:
-        return self._folder / "calls"
-
     async def _listen(self) -> None:
-        self.cwd.mkdir(parents=True, exist_ok=True)
-        await self.calls.listen(self._socket_path)
+        await self.calls.listen(self._places.socket)
         self._loop.add_reader(self._link, self._on_link)
         for pipe in (self._stdout, self._stderr):
             self._loop.add_reader(pipe.fd, self._on_output, pipe)

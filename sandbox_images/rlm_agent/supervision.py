@@ -1,13 +1,16 @@
 """The agent's side of its supervisor: the one that makes and ends processes."""
 
 import asyncio
+import contextlib
 import os
 import socket
 import subprocess
 import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rlm_agent.config import FILTER, AgentConfig
 from rlm_agent.frames import Frame, FrameBuffer, FrameError, Kind
 
 WORKER_ENV = {
@@ -21,37 +24,67 @@ WORKER_ENV = {
 ANSWER_SECONDS = 5.0
 
 
+@dataclass(frozen=True, slots=True)
+class ProcessLimits:
+    """Of a session's processes; 0 is no limit."""
+
+    memory: int = 0
+    """Bytes of data, per process."""
+    processes: int = 0
+    """Of the session's user, threads included."""
+
+
 class SupervisorGone(Exception):
     """The supervisor has ended; no session of this agent can go on."""
 
 
 class Supervision:
-    def __init__(self) -> None:
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        self._socket = ours
+    def __init__(self, sock: socket.socket, process: subprocess.Popen[bytes] | None = None) -> None:
+        """Talk to a supervisor over this socket; to one of our own, which `process` is, or to another's."""
+        sock.setblocking(False)
+        self._socket = sock
+        self._process = process
         self._buffer = FrameBuffer()
         self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._next_id = 0
         self._send_turn = asyncio.Lock()
         self.gone = asyncio.Event()
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", "-m", "rlm_agent.supervisor", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
+        asyncio.get_running_loop().add_reader(sock, self._on_readable)
+
+    @classmethod
+    def launch(cls, config: AgentConfig) -> "Supervision":
+        """Start a supervisor, with the environment's own command where it gives one."""
+        command = config.supervisor or (sys.executable, "-I", "-m", "rlm_agent.supervisor")
+        ours, theirs = socket.socketpair()
+        with theirs, contextlib.ExitStack() as stack:
+            fds = [theirs.fileno()]
+            if config.supervisor_filter:
+                fds.append(stack.enter_context(Path(config.supervisor_filter).open("rb")).fileno())
+                command = tuple(str(fds[-1]) if part == FILTER else part for part in command)
+            process = subprocess.Popen(
+                [*command, str(theirs.fileno())],
+                pass_fds=fds,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 env={**WORKER_ENV, **os.environ},
             )
-        asyncio.get_running_loop().add_reader(ours, self._on_readable)
+        return cls(ours, process)
 
-    async def spawn(self, session: str, cwd: Path, env: dict[str, str], memory: int, fds: list[int]) -> int:
+    async def spawn(
+        self, session: str, cwd: Path, env: dict[str, str], limits: ProcessLimits, fds: list[int]
+    ) -> None:
         """Start a session's first process; fds are its link, stdout and stderr."""
-        header = {"session": session, "cwd": str(cwd), "env": env, "memory": memory}
-        return int((await self._ask(Kind.SPAWN, header, fds))["pid"])
+        header = {"session": session, "cwd": str(cwd), "env": env, **asdict(limits)}
+        await self._ask(Kind.SPAWN, header, fds)
 
-    async def adopt(self, session: str, parent: str, pid: int) -> None:
-        await self._ask(Kind.ADOPT, {"session": session, "parent": parent, "pid": pid})
+    async def adopt(self, session: str, parent: str, pid: int, cwd: Path) -> None:
+        header = {"session": session, "parent": parent, "pid": pid, "cwd": str(cwd)}
+        await self._ask(Kind.ADOPT, header)
+
+    async def probe(self) -> dict[str, Any]:
+        """What a process of a session is able to do here."""
+        answer = await self._ask(Kind.PROBE, {"session": ""})
+        return dict(answer["posture"])
 
     async def signal(self, session: str, pid: int, number: int) -> None:
         await self._ask(Kind.SIGNAL, {"session": session, "pid": pid, "signal": number})
@@ -69,6 +102,8 @@ class Supervision:
         """End the supervisor, which ends every session first."""
         asyncio.get_running_loop().remove_reader(self._socket)
         self._socket.close()
+        if self._process is None:
+            return
         try:
             self._process.wait(timeout=ANSWER_SECONDS)
         except subprocess.TimeoutExpired:

@@ -8,20 +8,38 @@ processes below the session roots it knows.
 import contextlib
 import os
 import resource
+import shutil
 import signal
 import socket
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from rlm_agent import posture, users
 from rlm_agent.frames import Frame, FrameError, Kind
+from rlm_agent.users import Users
 from rlm_agent.worker import chain, process, root
 from rlm_agent.worker.link import Link, LinkClosed, leave
 
+PROBE_SECONDS = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A session: its first process, its user (None: our own), and its working folder."""
+
+    root: int
+    user: int | None
+    cwd: str
+
 
 class Supervisor:
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Link, users: Users | None = None) -> None:
+        """With `users`, which takes a root of its own, each session is another user."""
         self._link = link
-        self._roots: dict[str, int] = {}
+        self._users = users
+        self._sessions: dict[str, Known] = {}
 
     def run(self) -> NoReturn:
         signal.signal(signal.SIGCHLD, self._reap)
@@ -43,9 +61,11 @@ class Supervisor:
         try:
             session = str(header["session"])
             if frame.kind is Kind.SPAWN:
-                return {"pid": self._spawn(session, header, fds)}
-            if frame.kind is Kind.ADOPT:
-                self._adopt(session, str(header["parent"]), int(header["pid"]))
+                self._spawn(session, header, fds)
+            elif frame.kind is Kind.PROBE:
+                return {"posture": self._probe()}
+            elif frame.kind is Kind.ADOPT:
+                self._adopt(session, str(header["parent"]), int(header["pid"]), str(header["cwd"]))
             elif frame.kind is Kind.SIGNAL:
                 self._signal(session, int(header["pid"]), int(header["signal"]))
             elif frame.kind is Kind.RESUME:
@@ -56,42 +76,62 @@ class Supervisor:
             return {"error": f"{type(error).__name__}: {error}"}
         return {}
 
-    def _spawn(self, session: str, header: dict[str, Any], fds: list[int]) -> int:
+    def _spawn(self, session: str, header: dict[str, Any], fds: list[int]) -> None:
+        user = self._users.new() if self._users else None
+        cwd = str(header["cwd"])
+
+        def begin() -> None:
+            _limit(int(header.get("memory") or 0), int(header.get("processes") or 0))
+            if user is not None:
+                users.live_in(cwd)
+            os.environ.update(header["env"])
+            link = root.enter(fds, cwd)
+            sys.argv = [""]
+            sys.path.append(cwd)
+            root.run(link, lambda: chain.start(link))
+
         # A root that is not noted yet would be taken for a stray.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
         try:
-            pid = os.fork()
-            if pid:
-                self._roots[session] = pid
-                return pid
+            self._sessions[session] = Known(self._fork(user, begin), user, cwd)
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+
+    def _fork(self, user: int | None, begin: Callable[[], None]) -> int:
+        """Do something in a new process, which is this user; its pid."""
+        pid = os.fork()
+        if pid:
+            return pid
         try:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
             self._link.close()
+            if user is not None:
+                users.become(user)
+                users.be_open_to_own_user()
             process.die_with_parent()
-            _limit(int(header.get("memory") or 0))
-            os.environ.update(header["env"])
-            link = root.enter(fds, str(header["cwd"]))
-            sys.argv = [""]
-            sys.path.append(str(header["cwd"]))
-            root.run(link, lambda: chain.start(link))
+            begin()
         finally:
             leave(1)
 
-    def _adopt(self, session: str, parent: str, pid: int) -> None:
+    def _probe(self) -> dict[str, Any]:
+        """Have a process like a session's look around."""
+        reader, writer = os.pipe()
+        user = self._users.new() if self._users else None
+        self._fork(user, lambda: posture.report(writer))
+        os.close(writer)
+        return posture.receive(reader, PROBE_SECONDS)
+
+    def _adopt(self, session: str, parent: str, pid: int, cwd: str) -> None:
         """Take note of a forked session, whose first process its parent session has named."""
-        if pid not in process.descendants(self._root(parent)):
-            raise ProcessLookupError(f"process {pid} is not of session {parent}")
-        self._roots[session] = pid
+        self._sessions[session] = Known(self._own(parent, pid), self._known(parent).user, cwd)
 
     def _signal(self, session: str, pid: int, number: int) -> None:
         """Signal a cell's process; SIGKILL takes its whole process group.
 
         The pid comes from the session itself, so it is only believed within the session.
         """
-        if pid not in process.descendants(self._root(session)):
-            raise ProcessLookupError(f"process {pid} is not of this session")
+        self._own(session, pid)
         if number == signal.SIGKILL and os.getpgid(pid) == pid:
             os.killpg(pid, number)
         else:
@@ -99,29 +139,66 @@ class Supervisor:
 
     def _resume(self, session: str) -> None:
         """SIGCONT everything of a session: a cell may have stopped the checkpoint that is needed now."""
-        for pid in process.descendants(self._root(session)):
+        known = self._known(session)
+        if known.user is not None:
+            self._kill_user(known.user, signal.SIGCONT)
+            return
+        for pid in process.descendants(known.root):
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGCONT)
 
     def _end(self, session: str) -> int:
-        """Kill everything below a session's root and then the root; how many were still there at the end."""
-        top = self._roots.pop(session, 0)
+        """Kill all processes of a session and remove its folder; how many were still there at the end."""
+        known = self._sessions.pop(session, None)
         left = 0
-        if top:
-            left = process.end_below(top, frozenset(self._roots.values()))
+        if known:
+            left = process.end_below(known.root, self._roots())
             with contextlib.suppress(OSError):
-                os.kill(top, signal.SIGKILL)
+                os.kill(known.root, signal.SIGKILL)
+            self._end_user(known)
         return left + self._end_strays()
+
+    def _end_user(self, known: Known) -> None:
+        """Kill what has slipped out of a session's tree, and remove its folder, with its own rights."""
+        if self._users is None or known.user is None:
+            shutil.rmtree(known.cwd, ignore_errors=True)
+            return
+        if all(each.user != known.user for each in self._sessions.values()):
+            self._kill_user(known.user, signal.SIGKILL)
+        with self._users.acting_as(known.user):
+            shutil.rmtree(known.cwd, ignore_errors=True)
+
+    def _kill_user(self, user: int, number: int) -> None:
+        """Signal every process of a session's user, wherever it has gone."""
+        assert self._users is not None
+        with self._users.acting_as(user), contextlib.suppress(ProcessLookupError):
+            os.kill(-1, number)
 
     def _end_strays(self) -> int:
         """Kill what has lost its root, because a cell killed it: it belongs to no session any more."""
-        return process.end_below(os.getpid(), frozenset(self._roots.values()))
+        if self._users is not None:
+            return 0  # told apart by their user; the agent itself is a child of ours
+        return process.end_below(os.getpid(), self._roots())
 
-    def _root(self, session: str) -> int:
-        top = self._roots.get(session)
-        if top is None:
+    def _roots(self) -> frozenset[int]:
+        return frozenset(known.root for known in self._sessions.values())
+
+    def _known(self, session: str) -> Known:
+        known = self._sessions.get(session)
+        if known is None:
             raise ProcessLookupError(f"session {session} has ended")
-        return top
+        return known
+
+    def _own(self, session: str, pid: int) -> int:
+        """The pid, if it is the session's own: told by its user, or else by its descent."""
+        known = self._known(session)
+        if known.user is None:
+            owned = pid in process.descendants(known.root)
+        else:
+            owned = process.owner(pid) == known.user
+        if not owned:
+            raise ProcessLookupError(f"process {pid} is not of session {session}")
+        return pid
 
     def _reap(self, *_: object) -> None:
         """A root that has ended takes its session with it, and its pid may be somebody else's soon."""
@@ -129,26 +206,25 @@ class Supervisor:
         with contextlib.suppress(OSError):
             while pid := os.waitpid(-1, os.WNOHANG)[0]:
                 ended.add(pid)
-        sessions = [name for name, top in self._roots.items() if top in ended]
-        for name in sessions:
-            del self._roots[name]
-        if sessions:
-            self._end_strays()
+        for name in [name for name, known in self._sessions.items() if known.root in ended]:
+            self._end(name)
 
 
-def _limit(memory: int) -> None:
+def _limit(memory: int, processes: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if processes:
+        resource.setrlimit(resource.RLIMIT_NPROC, (processes, processes))
     if memory:
         resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
 
 
 def main() -> NoReturn:
-    """Started by the agent as `python -m rlm_agent.supervisor FD`, with nothing else inherited."""
+    """Started by the agent as `python -m rlm_agent.supervisor [--users] FD`, with nothing else inherited."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     process.adopt_orphans()
-    link = socket.socket(fileno=int(sys.argv[1]))
+    link = socket.socket(fileno=int(sys.argv[-1]))
     link.set_inheritable(False)
-    Supervisor(Link(link)).run()
+    Supervisor(Link(link), Users() if "--users" in sys.argv else None).run()
 
 
 if __name__ == "__main__":

@@ -32,6 +32,8 @@ OOM_VICTIM, OOM_SURVIVOR = 1000, 0
 # Bound now: a cell may put anything in the place of a module's functions.
 _fork, _freeze = os.fork, gc.freeze
 MAX_STRIKES = 5
+Served = tuple[Frame, list[int]]
+"""A frame, and the fds that came with it."""
 SAVED_FD = 200
 """Copies of fd 1 and 2 are kept from here up, out of the way of a cell's own files."""
 
@@ -54,7 +56,7 @@ class Worker:
         """Be the checkpoint, again and again; never returns."""
         predecessor = 0
         died: dict[str, Any] | None = None
-        pending: Frame | None = None
+        pending: Served | None = None
         strikes = 0
         while True:
             _become_quiet()
@@ -80,6 +82,7 @@ class Worker:
                 process.prefer_as_oom_victim(OOM_SURVIVOR)
                 continue
             predecessor = 0
+            _close_all(pending)
             pending = None
             died = _wait(standby)
             if self._link.ended():
@@ -93,26 +96,27 @@ class Worker:
         os.setpgid(0, 0)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
-    def _work(self, frame: Frame | None, died: dict[str, Any] | None, no_checkpoint: str) -> Frame | None:
+    def _work(self, pending: Served | None, died: dict[str, Any] | None, no_checkpoint: str) -> Served | None:
         """Serve frames until this process should become the checkpoint.
 
         Returns a frame that is still to be served by the next standby, or None.
         """
         while True:
-            if frame is None and not no_checkpoint:
+            if pending is None and not no_checkpoint:
                 self._rehearse()
             self._end_old_checkpoint()
             self._send(Kind.READY, {"pid": os.getpid(), "cell": self._last_cell, "died": died})
             self._served[0] = 1
             died = None
-            fds: list[int] = []
-            if frame is None:
-                frame, fds = self._receive()
+            if pending is None:
+                pending = self._receive()
                 if no_checkpoint and _fork_blocker() == "":
-                    return frame
+                    return pending
             self._restore_streams()
+            frame, fds = pending
             changed = self._serve_one(frame, fds, no_checkpoint)
-            frame = None
+            _close_all(pending)
+            pending = None
             if changed:
                 no_checkpoint = _fork_blocker()
                 if not no_checkpoint:
@@ -124,13 +128,11 @@ class Worker:
         header = frame.header
         if frame.kind is Kind.FORK:
             self._send(Kind.FORKED, self._fork_session(frame, fds).header)
-            for fd in fds:
-                os.close(fd)
             return False
         if frame.kind is Kind.EXECUTE:
             action: Callable[[], Any] = lambda: self._repl.execute(frame.body.decode())  # noqa: E731
         elif frame.kind is Kind.CONTEXT:
-            action = lambda: self._put_context(header["path"], header["kind"], header["index"])  # noqa: E731
+            action = lambda: self._put_context(fds[0], header["kind"], header["index"])  # noqa: E731
         else:
             self._tell_variables(frame)
             return False
@@ -170,8 +172,8 @@ class Worker:
         frame = Frame(Kind.RESULT, {"cell": self._last_cell, "variables": {}, "notices": []})
         parse_prefix(frame.encode()[: PREFIX.size])
 
-    def _put_context(self, path: str, kind: str, index: int) -> None:
-        self._repl.names.add_context(index, context.load(path, kind))
+    def _put_context(self, fd: int, kind: str, index: int) -> None:
+        self._repl.names.add_context(index, context.load(fd, kind))
 
     def _tell_variables(self, frame: Frame) -> None:
         answer: dict[str, Any] = {"error": None}
@@ -241,7 +243,7 @@ class Worker:
         for fd, saved in zip((1, 2), self._saved, strict=True):
             os.dup2(saved, fd)
 
-    def _receive(self) -> tuple[Frame, list[int]]:
+    def _receive(self) -> Served:
         try:
             return self._link.receive()
         except (LinkClosed, OSError):
@@ -269,6 +271,12 @@ def _fork_blocker() -> str:
     """Why this process can't be forked now; empty when it can."""
     threads = len(sys._current_frames()) - 1
     return f"{threads} Python thread(s) of an earlier cell still run" if threads else ""
+
+
+def _close_all(served: Served | None) -> None:
+    for fd in served[1] if served else ():
+        with contextlib.suppress(OSError):  # the cell has closed it
+            os.close(fd)
 
 
 def _wait(pid: int) -> dict[str, Any]:

@@ -10,9 +10,9 @@ TAG = "__rlm__"
 """The one key of a JSON object that stands for a type JSON has not got."""
 
 
-def load(path: str, kind: str) -> Any:
-    """Read a context of kind "text", "bytes" or "json" from a file."""
-    with open(path, "rb") as file:
+def load(fd: int, kind: str) -> Any:
+    """Read a context of kind "text", "bytes" or "json" from a file that the agent has opened."""
+    with open(fd, "rb", closefd=False) as file:
         if os.fstat(file.fileno()).st_size == 0:
             return decode(memoryview(b""), kind)
         # Mapped, so that a text of 300 MB is never in memory twice; all at once, which is twice as fast.

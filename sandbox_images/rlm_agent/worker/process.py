@@ -33,6 +33,13 @@ def prefer_as_oom_victim(score: int) -> None:
         file.write(b"%d" % score)
 
 
+def owner(pid: int) -> int:
+    """The real user of a process; -1 when it is gone."""
+    with contextlib.suppress(OSError, IndexError, ValueError):
+        return int(Path(f"/proc/{pid}/status").read_text().partition("\nUid:")[2].split()[0])
+    return -1
+
+
 def children(pid: int) -> list[int]:
     """Children of every thread of pid; empty when it is gone or /proc can't tell."""
     found: list[int] = []

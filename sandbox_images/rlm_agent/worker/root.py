@@ -16,7 +16,6 @@ from rlm_agent.worker.link import EXIT_LINK, PacketLink, leave
 def enter(fds: list[int], cwd: str) -> PacketLink:
     """Make this process the root of a session, from its link, stdout and stderr, in this order."""
     os.setsid()
-    process.adopt_orphans()
     control, out, err = fds
     os.dup2(out, 1)
     os.dup2(err, 2)
@@ -24,6 +23,7 @@ def enter(fds: list[int], cwd: str) -> PacketLink:
     os.dup2(null, 0)
     for fd in (null, out, err):
         os.close(fd)
+    os.mkdir(cwd, 0o700)  # not one that somebody has put there
     os.chdir(cwd)
     os.set_inheritable(control, False)
     return PacketLink(socket.socket(fileno=control))
@@ -32,6 +32,7 @@ def enter(fds: list[int], cwd: str) -> PacketLink:
 def run(link: PacketLink, serve: Callable[[], NoReturn]) -> NoReturn:
     """Fork the chain and reap until nobody is left."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    adopts = process.adopt_orphans()
     if os.fork() == 0:
         try:
             serve()
@@ -44,4 +45,6 @@ def run(link: PacketLink, serve: Callable[[], NoReturn]) -> NoReturn:
         try:
             os.wait()
         except ChildProcessError:
-            leave(0)
+            if adopts:
+                leave(0)
+            signal.pause()  # where orphans can't be adopted (gVisor), the chain goes on below the supervisor

@@ -1,0 +1,179 @@
+"""`environment="bubblewrap"`: isolation without a daemon, on Linux.
+
+The agent stays outside, and only the supervisor and the workers go in: into namespaces of their own, with no
+network, a read-only view of the programs they need, and the same system call filter as a container. What it
+has not got are control groups: memory is limited per process, and CPU time not at all.
+
+As root, each session is a user of its own, as in a container; otherwise all are the user who started them,
+in a user namespace.
+"""
+
+import ctypes.util
+import errno
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pyseccomp
+
+from rlm_core.environment import Capabilities, SandboxSpec
+from rlm_core.errors import ConfigError, PolicyNotEnforceable
+from rlm_environments import posture
+from rlm_environments.containers import seccomp
+from rlm_environments.containers.image import agent_folder
+from rlm_environments.local import LocalEnvironment
+
+DISK = 512 << 20
+PIDS = 512
+MEMORY = 4 << 30
+SHARED_MEMORY = 64 << 20
+HOSTNAME = "sandbox"
+SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin")
+SYSTEM_FILES = ("/etc/ld.so.cache", "/etc/alternatives", "/etc/localtime", "/etc/mime.types")
+TRY_SECONDS = 10
+
+
+class BubblewrapEnvironment(LocalEnvironment):
+    name: ClassVar[str] = "bubblewrap"
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        isolated=True,
+        enforces=frozenset(
+            {
+                "cell_timeout",
+                "disk",
+                "env",
+                "interrupt_grace",
+                "lifetime",
+                "memory",
+                "network",
+                "output_bytes",
+                "pids",
+            }
+        ),
+        summary="namespaces without a daemon, with your libraries; memory is limited per process",
+    )
+
+    def __init__(self, spec: SandboxSpec) -> None:
+        super().__init__(spec)
+        if spec.network == "full":
+            raise PolicyNotEnforceable("environment 'bubblewrap' has no network='full': it has no network")
+        self.spec = spec.model_copy(update={"memory": spec.memory or MEMORY})
+
+    def _announce(self) -> None:
+        """Raises PolicyNotEnforceable where this machine does not let bubblewrap work."""
+        _check_machine()
+
+    def _config(self, folder: Path) -> dict[str, Any]:
+        compiled = folder / "filter.bpf"
+        with compiled.open("wb") as file:
+            seccomp_filter().export_bpf(file)
+        return {
+            **super()._config(folder),
+            "work": "/tmp",
+            "lifetime": self.spec.lifetime or 0.0,
+            "processes": self.spec.pids or PIDS,
+            "supervisor": [
+                *_command(folder / "calls", self.spec.disk or DISK),
+                sys.executable,
+                "-I",
+                "-m",
+                "rlm_agent.supervisor",
+                *(["--users"] if os.geteuid() == 0 else []),
+            ],
+            "supervisor_filter": str(compiled),
+        }
+
+    def _check(self, greeting: Mapping[str, Any]) -> None:
+        posture.check(greeting, posture.Expected(HOSTNAME))
+
+
+def _command(calls: Path, disk: int) -> list[str]:
+    """bwrap's arguments, in the order in which the mounts are made."""
+    command = [_program(), "--die-with-parent", "--new-session", "--cap-drop", "ALL", "--hostname", HOSTNAME]
+    if os.geteuid() == 0:
+        # The supervisor gives each session a user of its own; no other process of the sandbox is root.
+        command += [
+            "--unshare-ipc",
+            "--unshare-pid",
+            "--unshare-net",
+            "--unshare-uts",
+            "--unshare-cgroup-try",
+        ]
+        command += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", "--cap-add", "CAP_KILL"]
+    else:
+        command += ["--unshare-all", "--disable-userns"]
+    for path in map(Path, SYSTEM):
+        if path.is_symlink():
+            command += ["--symlink", str(path.readlink()), str(path)]
+        elif path.is_dir():
+            command += ["--ro-bind", str(path), str(path)]
+    command += ["--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys"]
+    command += ["--dev", "/dev", "--perms", "1777", "--size", str(SHARED_MEMORY), "--tmpfs", "/dev/shm"]
+    command += ["--remount-ro", "/dev", "--perms", "1777", "--size", str(disk), "--tmpfs", "/tmp"]
+    for path in (*SYSTEM_FILES, *_python(), str(calls)):
+        if Path(path).exists() and not path.startswith("/usr/"):
+            for parent in reversed(Path(path).parents[:-1]):
+                command += ["--perms", "0755", "--dir", str(parent)]
+            command += ["--ro-bind", path, path]
+    command += ["--remount-ro", "/", "--chdir", "/"]
+    return [*command, "--seccomp", "{filter}", "--"]
+
+
+def _python() -> list[str]:
+    """Where this interpreter, its libraries and the agent are."""
+    return sorted({sys.base_prefix, sys.prefix, str(agent_folder().parent)})
+
+
+def seccomp_filter() -> pyseccomp.SyscallFilter:
+    """The table of containers/seccomp.toml, compiled by libseccomp; calls that it does not know are refused."""
+    compiled = pyseccomp.SyscallFilter(pyseccomp.ERRNO(errno.EPERM))
+    for names, action in (
+        (seccomp.allowed(), pyseccomp.ALLOW),
+        (seccomp.missing(), pyseccomp.ERRNO(errno.ENOSYS)),
+    ):
+        for name in names:
+            if _is_known(name):
+                compiled.add_rule(action, name)
+    for name, index, mask, value in seccomp.conditions(network=False):
+        if mask is None:
+            condition = pyseccomp.Arg(index, pyseccomp.EQ, value)
+        else:
+            condition = pyseccomp.Arg(index, pyseccomp.MASKED_EQ, mask, value)
+        compiled.add_rule(pyseccomp.ALLOW, name, condition)
+    return compiled
+
+
+def _is_known(name: str) -> bool:
+    """libseccomp gives numbers below zero to what this architecture has not got."""
+    try:
+        return int(pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, name)) >= 0
+    except (OSError, ValueError):
+        return False
+
+
+def _program() -> str:
+    program = shutil.which("bwrap")
+    if program is None:
+        raise ConfigError("environment 'bubblewrap' needs the program bwrap: apt-get install bubblewrap")
+    return program
+
+
+@cache
+def _check_machine() -> None:
+    """Try it once: user namespaces may be forbidden here."""
+    if sys.platform != "linux" or ctypes.util.find_library("seccomp") is None:
+        raise ConfigError("environment 'bubblewrap' needs Linux and libseccomp: apt-get install libseccomp2")
+    isolated = ["--unshare-net", "--unshare-pid"] if os.geteuid() == 0 else ["--unshare-all"]
+    command = [_program(), *isolated, "--ro-bind", "/", "/", "--proc", "/proc", "true"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TRY_SECONDS)
+    if done.returncode:
+        raise PolicyNotEnforceable(
+            f"environment 'bubblewrap' can't work on this machine: {done.stderr.strip()[-300:]}; "
+            "user namespaces may be switched off (sysctl kernel.unprivileged_userns_clone, "
+            "user.max_user_namespaces, or AppArmor's apparmor_restrict_unprivileged_userns)"
+        )

@@ -1,0 +1,1 @@
+"""What the container environments share: engine, image, profile, posture."""

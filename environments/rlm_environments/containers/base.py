@@ -1,0 +1,161 @@
+"""What an image is built on: a public image by its digest, or one made from Debian's packages."""
+
+import hashlib
+import io
+import json
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import docker.errors
+
+from rlm_core.errors import EngineError
+from rlm_core.text import one_line
+from rlm_environments.containers.engine import LABEL, Engine
+
+Say = Callable[[str], None]
+
+DEFAULT = "python:3.12-slim@sha256:78387bc3881b8273120a12ebe6c1ab22b018ccc2c9adf565ae1ac9b536e184ea"
+"""The multi-platform index of August 2026."""
+DEBIAN = "debian"
+DEBIAN_SUITE = "bookworm"
+DEBIAN_PACKAGES = (
+    "base-files",
+    "coreutils",
+    "dash",
+    "libgcc-s1",
+    "libstdc++6",
+    "media-types",
+    "python3",
+    "python3-minimal",
+    "tzdata",
+)
+DEBIAN_LEAVES_OUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*")
+USERS = (
+    "root:x:0:0:root:/root:/usr/sbin/nologin\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"
+)
+GROUPS = "root:x:0:\nnogroup:x:65534:\n"
+MIRRORS = (Path("/etc/apt/sources.list"), Path("/etc/apt/sources.list.d/debian.sources"))
+BUILD_SECONDS = 900
+LOOK = "import json, os, sys; print(json.dumps([sys.version_info[:2], sys.executable, os.uname().machine]))"
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """An image with a Python, as it is in the engine."""
+
+    reference: str
+    python: tuple[int, int]
+    executable: str
+    machine: str
+
+
+def ensure_base(engine: Engine, name: str, say: Say) -> Base:
+    """Make or pull it where it is not there, and look at its Python.
+
+    Raises:
+        EngineError: it can't be had, and what else can be done.
+    """
+    reference = _debian(engine, say) if name == DEBIAN else name
+    if not has_image(engine, reference):
+        _pull(engine, reference, say)
+    version, executable, machine = _look(engine, reference)
+    return Base(reference, (version[0], version[1]), executable, machine)
+
+
+def has_image(engine: Engine, reference: str) -> bool:
+    with engine.errors():
+        try:
+            engine.api.inspect_image(reference)  # type: ignore[no-untyped-call]
+        except docker.errors.ImageNotFound:
+            return False
+    return True
+
+
+def _pull(engine: Engine, reference: str, say: Say) -> None:
+    say(f"pulling {reference.partition('@')[0]}")
+    try:
+        repository, _, digest = reference.partition("@")
+        if digest:
+            engine.api.pull(repository.partition(":")[0], tag=digest)
+        else:
+            engine.api.pull(repository, tag=None if ":" in repository.rpartition("/")[2] else "latest")
+    except docker.errors.DockerException as error:
+        raise EngineError(
+            f"the image {reference.partition('@')[0]} can't be pulled ({one_line(str(error), 200)}); "
+            "without a registry, make one from Debian's packages: rlm image build --base debian"
+        ) from None
+
+
+def _look(engine: Engine, reference: str) -> tuple[list[int], str, str]:
+    """Run its Python once, without a network."""
+    with engine.errors():
+        host = engine.api.create_host_config(network_mode="none", cap_drop=["ALL"])
+        made = engine.api.create_container(
+            reference, ["-I", "-c", LOOK], entrypoint="python3", host_config=host, labels={LABEL: "build"}
+        )
+        try:
+            engine.api.start(made)
+            engine.api.wait(made, timeout=60)
+            output = engine.api.logs(made, stderr=False)
+        except docker.errors.APIError as error:
+            raise EngineError(f"image {reference!r} has no python3: {one_line(str(error), 200)}") from None
+        finally:
+            engine.api.remove_container(made, force=True)
+    try:
+        version, executable, machine = json.loads(output)
+        return version, str(executable), str(machine)
+    except ValueError:
+        raise EngineError(f"image {reference!r} has no python3 that runs") from None
+
+
+def debian_reference() -> str:
+    recipe = json.dumps([DEBIAN_SUITE, DEBIAN_PACKAGES, DEBIAN_LEAVES_OUT, USERS])
+    return f"rlm-base:{DEBIAN_SUITE}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
+
+
+def _debian(engine: Engine, say: Say) -> str:
+    """The image of Debian's Python and what it needs; made by mmdebstrap, not run through a registry."""
+    reference = debian_reference()
+    if has_image(engine, reference):
+        return reference
+    program = shutil.which("mmdebstrap")
+    if program is None:
+        raise EngineError("--base debian needs mmdebstrap: apt-get install mmdebstrap")
+    say("making a base image from Debian's packages")
+    command = [program, "--variant=extract", f"--include={','.join(DEBIAN_PACKAGES)}"]
+    command += [f"--dpkgopt=path-exclude={path}" for path in DEBIAN_LEAVES_OUT]
+    with tempfile.TemporaryDirectory(prefix="rlm-base-") as folder:
+        archive = Path(folder) / "base.tar"
+        mirrors = [str(path) for path in MIRRORS if path.exists()] if _is_suite_of_host() else []
+        done = subprocess.run(
+            [*command, DEBIAN_SUITE, str(archive), *mirrors],
+            capture_output=True,
+            text=True,
+            timeout=BUILD_SECONDS,
+        )
+        if done.returncode:
+            raise EngineError(f"mmdebstrap failed: {one_line(done.stderr[-600:], 600)}")
+        with tarfile.open(archive, "a") as tar:
+            for name, text in (("etc/passwd", USERS), ("etc/group", GROUPS)):
+                member = tarfile.TarInfo(name)
+                member.size = len(text)
+                tar.addfile(member, io.BytesIO(text.encode()))
+        with engine.errors():
+            repository, tag = reference.split(":")
+            engine.api.import_image_from_file(
+                str(archive), repository=repository, tag=tag, changes=[f"LABEL {LABEL}=base"]
+            )
+    return reference
+
+
+def _is_suite_of_host() -> bool:
+    """The host's own sources of packages serve when it is of the same suite."""
+    try:
+        return f"VERSION_CODENAME={DEBIAN_SUITE}" in Path("/etc/os-release").read_text()
+    except OSError:
+        return False

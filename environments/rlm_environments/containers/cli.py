@@ -1,0 +1,71 @@
+"""`rlm image`: the images that container environments run."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from rlm_core.errors import MissingExtra
+
+if TYPE_CHECKING:
+    from rlm_environments.containers.engine import Engine
+
+app = typer.Typer(no_args_is_help=True, help="Images of the sandbox.")
+
+
+@app.command("build")
+def build(
+    variant: Annotated[str, typer.Argument(help="minimal, or data (numpy, pandas, scipy).")] = "minimal",
+    base: Annotated[
+        str | None, typer.Option(help="Image to build on; debian makes one from Debian's packages.")
+    ] = None,
+    package: Annotated[
+        list[str] | None, typer.Option(help="A requirement for cells, e.g. numpy==2.4.6.")
+    ] = None,
+) -> None:
+    """Build an image now; otherwise it is built when it is first used."""
+    engine = _connect()
+    from rlm_environments.containers import image
+
+    what = image.recipe(variant, package or [], base or image.usual_base(engine))
+    with Console(stderr=True).status("building") as status:
+        tag = image.build(engine, what, lambda text: status.update(text))
+    typer.echo(tag)
+
+
+@app.command("ls")
+def ls() -> None:
+    """List the images that were built here."""
+    engine = _connect()
+    from rlm_environments.containers import image
+
+    table = Table("TAG", "BASE", "PACKAGES", "SIZE", "")
+    for each in image.ls(engine):
+        note = "" if each.current else "of another version"
+        base = each.base.partition("@")[0]
+        table.add_row(each.tag, base, each.packages, f"{each.bytes / 1e6:.0f} MB", note)
+    Console().print(table)
+
+
+@app.command("rm")
+def rm(
+    tags: Annotated[list[str] | None, typer.Argument(help="As told by rlm image ls.")] = None,
+    old: Annotated[bool, typer.Option("--old", help="All that are of another version.")] = False,
+) -> None:
+    """Remove images."""
+    engine = _connect()
+    from rlm_environments.containers import image
+
+    wanted = [*(tags or []), *(each.tag for each in image.ls(engine) if old and not each.current)]
+    for tag in wanted:
+        image.rm(engine, tag)
+        typer.echo(tag)
+
+
+def _connect() -> "Engine":
+    try:
+        from rlm_environments.containers.engine import Engine
+    except ImportError:
+        raise MissingExtra("rlm image", "docker") from None
+    return Engine()

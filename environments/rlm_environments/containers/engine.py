@@ -1,0 +1,129 @@
+"""The connection to a container engine, and its errors in one line each."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import docker
+import docker.errors
+import requests.exceptions
+from docker.context import ContextAPI
+from docker.utils import kwargs_from_env
+
+from rlm_core.errors import EngineError, PolicyNotEnforceable
+from rlm_core.text import told
+
+TIMEOUT_SECONDS = 60
+LABEL = "rlm"
+"""On everything that we make in an engine."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What the engine says of itself."""
+
+    version: str
+    architecture: str
+    cpus: int
+    memory: int
+    """Bytes."""
+    runtimes: tuple[str, ...]
+    default_runtime: str
+    security: tuple[str, ...]
+    warnings: tuple[str, ...]
+    rootless: bool
+
+
+class Engine:
+    """Blocking, as the SDK is: call it from a thread."""
+
+    def __init__(self) -> None:
+        """Raises EngineError when no engine answers."""
+        self.address = "the engine"
+        with self.errors():
+            self.api = self._connect()
+
+    def _connect(self) -> docker.APIClient:
+        kwargs: dict[str, Any] = {}
+        if os.environ.get("DOCKER_HOST"):
+            kwargs = dict(kwargs_from_env())
+        else:
+            context = ContextAPI.get_current_context()
+            if context is not None and context.Name != "default":
+                kwargs = {"base_url": context.Host, "tls": context.TLSConfig or False}
+        self.address = kwargs.get("base_url") or "unix:///var/run/docker.sock"
+        return docker.APIClient(version="auto", timeout=TIMEOUT_SECONDS, **kwargs)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether its containers may see this machine's files; an engine in a VM may not, all the same."""
+        return self.address.startswith("unix:")
+
+    @cached_property
+    def info(self) -> EngineInfo:
+        with self.errors():
+            raw: dict[str, Any] = self.api.info()
+        security = tuple(str(option).removeprefix("name=") for option in raw.get("SecurityOptions") or ())
+        return EngineInfo(
+            version=told(str(raw.get("ServerVersion"))),
+            architecture=str(raw.get("Architecture")),
+            cpus=int(raw.get("NCPU") or 1),
+            memory=int(raw.get("MemTotal") or 0),
+            runtimes=tuple(sorted(raw.get("Runtimes") or ())),
+            default_runtime=str(raw.get("DefaultRuntime")),
+            security=security,
+            warnings=tuple(told(str(warning)) for warning in raw.get("Warnings") or ()),
+            rootless="rootless" in security,
+        )
+
+    def check(self, runtime: str | None) -> None:
+        """Raises PolicyNotEnforceable where this engine can't hold the profile."""
+        info = self.info
+        if runtime is not None and runtime not in info.runtimes:
+            raise PolicyNotEnforceable(
+                f"the engine at {self.address} has no runtime {runtime!r}; it has: {', '.join(info.runtimes)}"
+            )
+        if not any(option.startswith("seccomp") for option in info.security):
+            raise PolicyNotEnforceable(
+                f"the engine at {self.address} has no seccomp: system calls can't be limited"
+            )
+
+    @contextlib.contextmanager
+    def errors(self) -> Iterator[None]:
+        """Raises EngineError in the place of what the SDK raises."""
+        try:
+            yield
+        except docker.errors.DockerException as error:
+            raise EngineError(_explain(str(error), self.address)) from None
+        except (requests.exceptions.RequestException, OSError) as error:
+            raise EngineError(_explain(repr(error), self.address)) from None
+
+    def close(self) -> None:
+        self.api.close()
+
+
+NO_PERMISSION = (
+    "no permission to use the engine at {address}: join the group 'docker', or use a rootless engine"
+)
+NO_ENGINE = "no container engine at {address}: install and start Docker, or set DOCKER_HOST"
+DISK_FULL = "the disk of the engine at {address} is full: free some, e.g. with docker system prune"
+REMEDIES = (
+    ("PermissionError", NO_PERMISSION),
+    ("Permission denied", NO_PERMISSION),
+    ("FileNotFoundError", NO_ENGINE),
+    ("ConnectionRefusedError", NO_ENGINE),
+    ("Connection refused", NO_ENGINE),
+    ("no space left on device", DISK_FULL),
+    ("Read timed out", "the engine at {address} did not answer within {timeout} s"),
+    ("No such image", "the image is not there any more: build it again with rlm image build"),
+)
+
+
+def _explain(text: str, address: str) -> str:
+    for sign, remedy in REMEDIES:
+        if sign.lower() in text.lower():
+            return remedy.format(address=address, timeout=TIMEOUT_SECONDS)
+    return f"the engine at {address} refused: {told(text)}"

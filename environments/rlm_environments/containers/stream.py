@@ -1,0 +1,106 @@
+"""A container's stdio: the socket of an attach request, and the frames that its output comes in.
+
+Docker Engine API, "Attach to a container", stream format: stream type (1 byte: 1 stdout, 2 stderr), three
+zero bytes, size (4 bytes, big-endian), payload. What goes in is raw.
+"""
+
+import asyncio
+import contextlib
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from typing import Any, cast
+
+HEADER = struct.Struct("!BxxxI")
+STDOUT, STDERR = 1, 2
+MAX_FRAME = 16 << 20
+CHUNK = 256 << 10
+
+
+class Demultiplexer:
+    """Feed it what the engine sends; gives pieces of stdout and stderr as they come."""
+
+    def __init__(self) -> None:
+        self._header = bytearray()
+        self._kind = 0
+        self._left = 0
+
+    def feed(self, data: bytes) -> list[tuple[int, bytes]]:
+        """Raises ValueError for what is not in the engine's format."""
+        pieces: list[tuple[int, bytes]] = []
+        start = 0
+        while start < len(data):
+            if self._left:
+                piece = data[start : start + self._left]
+                pieces.append((self._kind, piece))
+                self._left -= len(piece)
+                start += len(piece)
+                continue
+            missing = HEADER.size - len(self._header)
+            self._header += data[start : start + missing]
+            start += missing
+            if len(self._header) == HEADER.size:
+                self._kind, self._left = HEADER.unpack(self._header)
+                self._header.clear()
+                if self._kind not in (STDOUT, STDERR) or self._left > MAX_FRAME:
+                    raise ValueError("not the engine's stream format")
+        return pieces
+
+
+class AttachedStream(asyncio.Protocol):
+    """One attach connection, in the event loop."""
+
+    def __init__(
+        self,
+        on_output: Callable[[int, bytes], None],
+        on_full: Callable[[bool], None],
+        on_lost: Callable[[], None],
+    ) -> None:
+        self._demultiplexer = Demultiplexer()
+        self._on_output, self._on_full, self._on_lost = on_output, on_full, on_lost
+        self.transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for kind, piece in self._demultiplexer.feed(data):
+                self._on_output(kind, piece)
+        except ValueError:
+            self.transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._on_lost()
+
+    def pause_writing(self) -> None:
+        self._on_full(True)
+
+    def resume_writing(self) -> None:
+        self._on_full(False)
+
+
+def plain_socket(attached: Any) -> socket.socket:
+    """The SDK's attach socket as one that an event loop can use; over TLS or SSH through two threads."""
+    inner = getattr(attached, "_sock", attached)
+    if type(inner) is socket.socket:
+        sock = inner.dup()
+        sock.setblocking(False)
+        return sock
+    ours, theirs = socket.socketpair()
+    for source, target in ((inner, theirs), (theirs, inner)):
+        threading.Thread(target=_copy, args=(source, target), name="rlm-attach", daemon=True).start()
+    ours.setblocking(False)
+    return ours
+
+
+def _copy(source: Any, target: Any) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        while data := source.recv(CHUNK):
+            target.sendall(data)
+    for end in (source, target):
+        with contextlib.suppress(OSError, AttributeError):
+            end.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):
+            end.close()

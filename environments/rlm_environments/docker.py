@@ -1,0 +1,315 @@
+"""`environment="docker"`: untrusted code in a container that has no network and nothing to steal.
+
+The engine may be local, remote or rootless: all that is needed of it is a container's stdin and stdout. The
+profile is in containers/profile.py; what the sandbox finds when it looks around is compared with it before
+anything runs.
+"""
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from rlm_core import limits
+from rlm_core.environment import (
+    Capabilities,
+    Environment,
+    RunningSandbox,
+    Sandbox,
+    SandboxSpec,
+    track,
+    untrack,
+)
+from rlm_core.errors import EngineError, RLMError, SandboxLost
+from rlm_core.tasks import finish_first
+from rlm_core.text import one_line, printable
+from rlm_core.transport.stdio import StdioLink
+from rlm_environments import posture
+from rlm_environments.containers import image, profile
+from rlm_environments.containers.engine import LABEL, Engine
+from rlm_environments.containers.stream import STDOUT, AttachedStream, plain_socket
+
+log = logging.getLogger("rlm_environments.docker")
+T = TypeVar("T")
+
+LEASE_SECONDS = 60.0
+STDERR_BYTES = 8 << 10
+"""Kept from the end of the container's stderr, to say why it ended."""
+NOTE = "nonce"
+_building = threading.Lock()
+
+
+class DockerEnvironment(Environment):
+    name: ClassVar[str] = "docker"
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        isolated=True,
+        enforces=frozenset(SandboxSpec.model_fields) - {"files"},
+        summary="a container without network, capabilities or a writable mount",
+    )
+
+    def __init__(self, spec: SandboxSpec) -> None:
+        super().__init__(spec)
+        self._engine: Engine | None = None
+        self._turn = asyncio.Lock()
+
+    async def start(self) -> "DockerSandbox":
+        engine = await self._connect()
+        tag = await asyncio.to_thread(self._ensure_image, engine)
+        asked = await asyncio.to_thread(profile.Profile.of, self.spec, engine)
+        sandbox = DockerSandbox(engine, asked, self.spec)
+        try:
+            async with asyncio.timeout(limits.START_SECONDS):
+                await sandbox.create(tag)
+                posture.check(await sandbox.begin(), asked.expected())
+            return sandbox
+        except BaseException as error:
+            await finish_first(sandbox.stop())
+            if isinstance(error, (TimeoutError, SandboxLost)):
+                why = str(error) or f"not within {limits.START_SECONDS:g} s"
+                raise SandboxLost(f"the container did not start: {sandbox.last_words() or why}") from None
+            raise
+
+    async def attach(self, sandbox_id: str, token: str) -> "DockerSandbox":
+        """Take over a sandbox whose host has gone, or that another process has started."""
+        engine = await self._connect()
+        asked = await asyncio.to_thread(profile.Profile.of, self.spec, engine)
+        sandbox = DockerSandbox(engine, asked, self.spec, sandbox_id=sandbox_id, token=token)
+        try:
+            await sandbox.take_over()
+            return sandbox
+        except BaseException:
+            await finish_first(sandbox.let_go())
+            raise
+
+    async def running(self) -> list[RunningSandbox]:
+        engine = await self._connect()
+        return await asyncio.to_thread(_running, engine)
+
+    async def remove(self, sandbox_id: str) -> None:
+        engine = await self._connect()
+        for each in await asyncio.to_thread(_running, engine):
+            if each.id == sandbox_id:
+                await asyncio.to_thread(_remove, engine, each.handle)
+
+    async def _connect(self) -> Engine:
+        async with self._turn:
+            if self._engine is None:
+                self._engine = await asyncio.to_thread(Engine)
+            await asyncio.to_thread(self._engine.check, self.spec.runtime)
+            return self._engine
+
+    def _ensure_image(self, engine: Engine) -> str:
+        """Build on first use; a second start of this process waits for the first one's build."""
+        with _building:
+            packages = self.spec.packages or ()
+            tag = image.find(engine, self.spec.image, packages)
+            if tag is None:
+                what = image.recipe(self.spec.image, packages, image.usual_base(engine))
+                tag = image.build(engine, what, lambda text: log.warning("%s", text))
+            return tag
+
+
+class DockerSandbox(Sandbox):
+    def __init__(
+        self,
+        engine: Engine,
+        asked: profile.Profile,
+        spec: SandboxSpec,
+        *,
+        sandbox_id: str = "",
+        token: str = "",
+    ) -> None:
+        self.id = sandbox_id or secrets.token_hex(8)
+        self.token = token or secrets.token_urlsafe(32)
+        self.container = ""
+        self._engine = engine
+        self._asked = asked
+        self._spec = spec
+        self._lease = spec.lease or LEASE_SECONDS
+        self._link = StdioLink(self._lease)
+        self.channel = self._link.channel
+        self._stream: AttachedStream | None = None
+        self._stderr = bytearray()
+        self._ended = asyncio.Event()
+        self._stopping = False
+        self._reattaching: asyncio.Task[None] | None = None
+
+    async def create(self, tag: str) -> None:
+        """Create the container, attach, and start it."""
+        context = await asyncio.to_thread(self._make_context_folder) if self._engine.is_local else None
+        body = profile.container(
+            self._asked, self._engine, image=tag, sandbox_id=self.id, lease=self._lease, context=context
+        )
+        track(self)
+        self.container = await self._in_thread(lambda: self._create(body))
+        await self._attach()
+        await self._in_thread(lambda: self._engine.api.start(self.container))
+
+    def _create(self, body: dict[str, Any]) -> str:
+        create: Any = self._engine.api.create_container_from_config
+        made = create(body, name=f"rlm-{self.id}")
+        return str(made["Id"])
+
+    def _make_context_folder(self) -> Path:
+        """The only mount: read-only for the container, and below a folder that only we can enter."""
+        folder = self._link.folder / "context"
+        folder.mkdir(mode=0o755)
+        folder.chmod(0o711)  # whatever the umask
+        (folder / NOTE).write_text(self.id)
+        (folder / NOTE).chmod(0o644)
+        return folder
+
+    async def begin(self) -> dict[str, Any]:
+        """Configure the agent; what it says of itself and found out."""
+        assert self._stream is not None
+        config = {
+            "token": self.token,
+            "nonce": self.id,
+            "folder": f"{profile.RUN_FOLDER}/agent",
+            "incoming": "/tmp/.incoming",
+            "calls": f"{profile.RUN_FOLDER}/calls",
+            "work": "/tmp",
+            "shared": profile.CONTEXT_FOLDER,
+            "stdio": True,
+            "lease": self._lease,
+            "lifetime": self._spec.lifetime or 0.0,
+            "processes": self._asked.pids,
+            "memory_by_process": False,
+        }
+        greeting = await self._link.begin(self._stream.transport, config)
+        if greeting.get("nonce") != self.id:
+            raise SandboxLost("what runs in the container is not the agent that was started")
+        if greeting.get("shared") == self.id:
+            self.shared_folder = self._link.folder / "context"
+        return greeting
+
+    async def take_over(self) -> None:
+        found = {each.id: each.handle for each in await asyncio.to_thread(_running, self._engine)}
+        if self.id not in found:
+            raise SandboxLost(f"no sandbox {self.id} runs in the engine at {self._engine.address}")
+        self.container = found[self.id]
+        await self._attach()
+        assert self._stream is not None
+        await self._link.resume(self._stream.transport)
+
+    async def stop(self) -> None:
+        untrack(self)
+        await self.let_go()
+        if self.container:
+            with contextlib.suppress(EngineError):  # the container ends by itself when its lease is over
+                await asyncio.to_thread(_remove, self._engine, self.container)
+
+    async def let_go(self) -> None:
+        """Leave the container to itself, and to its lease."""
+        self._stopping = True
+        if self._reattaching is not None:
+            self._reattaching.cancel()
+        await self._link.close()
+        if self._stream is not None:
+            self._stream.transport.abort()
+
+    def kill(self) -> None:
+        self._stopping = True
+        self._link.remove_folder()
+        with contextlib.suppress(RLMError):
+            _remove(self._engine, self.container or f"rlm-{self.id}")
+
+    async def epitaph(self, wait: float = 0.0) -> str:
+        if wait:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._ended.wait(), wait)
+        return f"the container has ended{self._because()}" if self._ended.is_set() else ""
+
+    def last_words(self) -> str:
+        """The end of what the agent wrote to stderr."""
+        lines = printable(self._stderr.decode("utf-8", "replace")).strip().splitlines()
+        return one_line(lines[-1], 300) if lines else ""
+
+    def _because(self) -> str:
+        words = self.last_words()
+        return f": {words}" if words else ""
+
+    # -- the byte stream
+
+    async def _attach(self) -> None:
+        loop = asyncio.get_running_loop()
+        params = {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
+        attached = await self._in_thread(
+            lambda: self._engine.api.attach_socket(self.container, params=params)
+        )
+        stream = AttachedStream(self._on_output, self._link.set_stream_full, self._on_lost)
+        await loop.connect_accepted_socket(lambda: stream, plain_socket(attached))
+        self._stream = stream
+
+    def _on_output(self, kind: int, data: bytes) -> None:
+        if kind == STDOUT:
+            self._link.feed(data)
+        else:
+            self._stderr = (self._stderr + data)[-STDERR_BYTES:]
+
+    def _on_lost(self) -> None:
+        """The attach connection has ended, and with it the container or only the connection."""
+        self._link.disconnected(f"the container has ended{self._because()}")
+        if not self._stopping and self._reattaching is None:
+            self._reattaching = asyncio.ensure_future(self._reattach())
+
+    async def _reattach(self) -> None:
+        try:
+            async with asyncio.timeout(limits.REATTACH_SECONDS):
+                delay = 0.05
+                while await asyncio.to_thread(self._is_running):
+                    with contextlib.suppress(EngineError):
+                        await self._attach()
+                        assert self._stream is not None
+                        await self._link.resume(self._stream.transport)
+                        self._reattaching = None
+                        return
+                    await asyncio.sleep(delay)
+                    delay = min(2 * delay, 2.0)
+        except (TimeoutError, EngineError) as error:
+            self._stderr += f"\n{error or 'the engine does not answer'}".encode()
+        self._ended.set()
+
+    def _is_running(self) -> bool:
+        """Raises EngineError when the engine can't tell."""
+        with self._engine.errors():
+            found = self._engine.api.containers(filters={"id": self.container})
+        return any(each.get("State") == "running" for each in found)
+
+    async def _in_thread(self, action: Callable[[], T]) -> T:
+        """Ask the engine; what was begun is waited for, so that a container can't come up unseen."""
+
+        def asked() -> T:
+            with self._engine.errors():
+                return action()
+
+        return await finish_first(asyncio.to_thread(asked))
+
+
+def _running(engine: Engine) -> list[RunningSandbox]:
+    with engine.errors():
+        found = engine.api.containers(all=True, filters={"label": f"{LABEL}=sandbox"})
+    return [
+        RunningSandbox(
+            id=str(each["Labels"].get("rlm.session")),
+            handle=str(each["Id"]),
+            created=int(each.get("Created") or 0),
+            state=str(each.get("Status") or ""),
+            lease=float(each["Labels"].get("rlm.lease") or 0),
+        )
+        for each in found
+    ]
+
+
+def _remove(engine: Engine, container: str) -> None:
+    """Quiet for one that is gone, or going."""
+    try:
+        with engine.errors():
+            engine.api.remove_container(container, force=True, v=True)
+    except EngineError as error:
+        if "No such container" not in str(error) and "is already in progress" not in str(error):
+            raise

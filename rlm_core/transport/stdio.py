@@ -1,0 +1,101 @@
+"""A gRPC channel over any byte stream to a process in a sandbox, such as its stdin and stdout.
+
+Neutral to providers: whoever has the stream hands it to `connected`, and what it brings to `feed`. gRPC dials
+a unix socket in a private folder of this process, and each of its connections travels in the envelope of
+`rlm_agent/rpc/envelope.py`, which survives a stream that breaks or loses bytes.
+"""
+
+import asyncio
+import json
+import secrets
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+import grpc.aio
+from rlm_agent.rpc.envelope import LINK_ID_BYTES, Envelope, EnvelopeError
+from rlm_agent.rpc.tunnel import Tunnel
+
+from rlm_core import limits
+from rlm_core.errors import SandboxLost
+from rlm_core.transport.unix import private_folder, unix_channel
+
+
+class StdioLink:
+    """The host's end. `broken` is set when the agent breaks the protocol."""
+
+    def __init__(self, lease: float) -> None:
+        """`lease` in seconds: the agent ends when it has not heard of us for that long."""
+        self.folder = private_folder()
+        self.channel: grpc.aio.Channel = unix_channel(self.folder / "agent.sock")
+        self.broken = asyncio.Event()
+        self._tunnel = Tunnel(Envelope(secrets.token_bytes(LINK_ID_BYTES)))
+        self._lease = lease
+        self._server: asyncio.Server | None = None
+        self._greeting: bytearray | None = bytearray()
+        self._greeted: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+
+    async def begin(self, stream: asyncio.WriteTransport, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Configure a new agent and wait until it serves; gives what it says of itself.
+
+        Raises:
+            SandboxLost: it said something else.
+        """
+        stream.write(json.dumps(dict(config)).encode() + b"\n")
+        greeting = await self._greeted
+        await self.resume(stream)
+        return greeting
+
+    async def resume(self, stream: asyncio.WriteTransport) -> None:
+        """Go on over this stream: the first one after `begin`, or a new one after one that broke."""
+        self._greeting = None
+        if self._server is None:
+            loop = asyncio.get_running_loop()
+            self._server = await loop.create_unix_server(self._tunnel.accept, str(self.folder / "agent.sock"))
+            self._tunnel.beat_every(self._lease / limits.BEATS_PER_LEASE)
+        self._tunnel.connected(stream)
+
+    def feed(self, data: bytes) -> None:
+        """What the agent's stdout brought."""
+        if self._greeting is not None:
+            data = self._take_greeting(self._greeting, data)
+        if data:
+            try:
+                self._tunnel.feed(data)
+            except EnvelopeError:
+                self.broken.set()
+
+    def set_stream_full(self, full: bool) -> None:
+        self._tunnel.set_stream_full(full)
+
+    def disconnected(self, why: str) -> None:
+        """The stream has ended; without an agent that had said that it serves, that is the end."""
+        self._tunnel.disconnected()
+        if not self._greeted.done():
+            self._greeted.set_exception(SandboxLost(why))
+            self._greeted.exception()  # looked at, even where nobody waits for it any more
+
+    async def close(self) -> None:
+        await self.channel.close()
+        self._tunnel.close()
+        if self._server is not None:
+            self._server.close()
+        self.remove_folder()
+
+    def remove_folder(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _take_greeting(self, greeting: bytearray, data: bytes) -> bytes:
+        """The rest of the data, after the line with which an agent says that it serves."""
+        line, newline, rest = data.partition(b"\n")
+        greeting += line[: limits.MAX_GREETING + 1]
+        if len(greeting) > limits.MAX_GREETING:
+            self.disconnected("what the sandbox said at its start is too long")
+            return b""
+        if newline:
+            self._greeting = None
+            try:
+                self._greeted.set_result(dict(json.loads(bytes(greeting))))
+            except (ValueError, TypeError, RecursionError, asyncio.InvalidStateError):
+                self.disconnected("what runs in the sandbox is not our agent")
+        return rest

@@ -1,0 +1,208 @@
+"""Connections of local sockets, carried over one byte stream in the envelope. The same at both ends.
+
+The host's end accepts connections (gRPC's, on a unix socket), the agent's end dials its own server for
+each. Whoever owns the byte stream calls `connected`, `feed` and `disconnected`, and hands on its flow
+control; a stream that broke is replaced by a new one and nothing is lost.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import cast
+
+from rlm_agent.rpc.envelope import MAX_PAYLOAD, Arrived, Envelope, EnvelopeError, Kind
+
+MAX_CONNECTIONS = 8
+WRITE_BYTES = 256 << 10
+"""Handed to the byte stream at once."""
+
+Dial = Callable[[Callable[[], asyncio.Protocol]], Awaitable[object]]
+
+
+class Tunnel:
+    def __init__(self, envelope: Envelope, dial: Dial | None = None) -> None:
+        """`dial` connects a protocol to the local server; without it this end only accepts."""
+        self._envelope = envelope
+        self._dial = dial
+        self._dialling: set[asyncio.Future[object]] = set()
+        self._ends: dict[int, LocalEnd] = {}
+        self._opened = 0
+        self._stream: asyncio.WriteTransport | None = None
+        self._stream_full = False
+        self._beats: asyncio.Task[None] | None = None
+        self.heard_at = time.monotonic()
+        """When the other end was last heard of."""
+
+    # -- the byte stream
+
+    def connected(self, stream: asyncio.WriteTransport) -> None:
+        """Go on over this stream, from where the other end says it is."""
+        self._stream, self._stream_full = stream, False
+        self._envelope.hello()
+        self._pump()
+
+    def disconnected(self) -> None:
+        self._stream = None
+
+    def feed(self, data: bytes) -> None:
+        """Take what the stream brought.
+
+        Raises:
+            EnvelopeError: the other end breaks the protocol.
+        """
+        self.heard_at = time.monotonic()
+        for event in self._envelope.feed(data):
+            if isinstance(event, Arrived):
+                self._take(event)
+            else:
+                self.close_connections()
+        self._pump()
+
+    def set_stream_full(self, full: bool) -> None:
+        """The stream's flow control: whether it wants no more for now."""
+        self._stream_full = full
+        self._pump()
+
+    def beat_every(self, seconds: float) -> None:
+        self._beats = asyncio.ensure_future(self._beat(seconds))
+
+    async def _beat(self, seconds: float) -> None:
+        while True:
+            self._envelope.beat()
+            self._pump()
+            await asyncio.sleep(seconds)
+
+    def _pump(self) -> None:
+        while self._stream is not None and not self._stream_full:
+            data = self._envelope.take(WRITE_BYTES)
+            if not data:
+                break
+            self._stream.write(data)
+        full = self._envelope.full or self._stream_full
+        for end in self._ends.values():
+            end.let_read(not full)
+
+    # -- local connections
+
+    def accept(self) -> "LocalEnd":
+        """A protocol for a connection that was accepted here."""
+        self._opened = self._opened % 0xFFFF + 1
+        end = self._ends[self._opened] = LocalEnd(self, self._opened)
+        self._envelope.send(Kind.OPEN, end.number)
+        return end
+
+    def send(self, number: int, data: bytes) -> None:
+        view = memoryview(data)
+        for start in range(0, len(data), MAX_PAYLOAD):
+            self._envelope.send(Kind.DATA, number, view[start : start + MAX_PAYLOAD])
+        self._pump()
+
+    def ended(self, end: "LocalEnd") -> None:
+        """A local connection has ended; the other end closes its own."""
+        if self._ends.get(end.number) is end:
+            del self._ends[end.number]
+            self._envelope.send(Kind.CLOSE, end.number)
+        self.hold()
+        self._pump()
+
+    def hold(self) -> None:
+        """Acknowledge nothing while a local connection can't take what arrives."""
+        was_held, self._envelope.held = self._envelope.held, any(end.full for end in self._ends.values())
+        if was_held and not self._envelope.held:
+            self._envelope.beat()
+            self._pump()
+
+    def close_connections(self) -> None:
+        ends, self._ends = self._ends, {}
+        for end in ends.values():
+            end.close()
+        self.hold()
+
+    def close(self) -> None:
+        if self._beats is not None:
+            self._beats.cancel()
+        for dialling in self._dialling:
+            dialling.cancel()
+        self.close_connections()
+        self._stream = None
+
+    def _take(self, event: Arrived) -> None:
+        end = self._ends.get(event.stream)
+        if event.kind is Kind.DATA and end is not None:
+            end.write(event.payload)
+        elif event.kind is Kind.CLOSE and end is not None:
+            del self._ends[event.stream]
+            end.close()
+        elif event.kind is Kind.OPEN and self._dial is not None:
+            if end is not None or len(self._ends) >= MAX_CONNECTIONS:
+                raise EnvelopeError("too many connections")
+            end = self._ends[event.stream] = LocalEnd(self, event.stream)
+            dialling = asyncio.ensure_future(self._connect(self._dial, end))
+            self._dialling.add(dialling)
+            dialling.add_done_callback(self._dialling.discard)
+            self.hold()
+
+    async def _connect(self, dial: Dial, end: "LocalEnd") -> object:
+        try:
+            return await dial(lambda: end)
+        except OSError:
+            self.ended(end)
+            return None
+
+
+class LocalEnd(asyncio.Protocol):
+    """One local connection."""
+
+    def __init__(self, tunnel: Tunnel, number: int) -> None:
+        self.number = number
+        self.full = True
+        """Not connected yet, or not reading what it is given."""
+        self._tunnel = tunnel
+        self._early: list[bytes] = []
+        self._transport: asyncio.Transport | None = None
+        self._closed = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self.full = False
+        for data in self._early:
+            self._transport.write(data)
+        self._early.clear()
+        if self._closed:
+            self._transport.close()
+        self._tunnel.hold()
+
+    def data_received(self, data: bytes) -> None:
+        self._tunnel.send(self.number, data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.full = False
+        self._tunnel.ended(self)
+
+    def pause_writing(self) -> None:
+        self.full = True
+        self._tunnel.hold()
+
+    def resume_writing(self) -> None:
+        self.full = False
+        self._tunnel.hold()
+
+    def write(self, data: bytes) -> None:
+        if self._transport is None:
+            self._early.append(data)
+        elif not self._transport.is_closing():
+            self._transport.write(data)
+
+    def close(self) -> None:
+        self._closed = True
+        if self._transport is not None:
+            self._transport.close()
+
+    def let_read(self, allowed: bool) -> None:
+        transport = self._transport
+        if transport is None or transport.is_closing() or transport.is_reading() == allowed:
+            return
+        if allowed:
+            transport.resume_reading()
+        else:
+            transport.pause_reading()

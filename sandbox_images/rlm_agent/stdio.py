@@ -1,0 +1,70 @@
+"""The agent's end of the byte stream on its stdin and stdout, and the lease that it keeps alive."""
+
+import asyncio
+import contextlib
+import os
+import time
+from pathlib import Path
+
+from rlm_agent.rpc.envelope import Envelope, EnvelopeError
+from rlm_agent.rpc.tunnel import Tunnel
+
+READ_BYTES = 256 << 10
+BEATS_PER_LEASE = 4
+
+
+class Stdio(asyncio.Protocol):
+    """`ended` is set when the host is gone: its stream has ended, or nothing came for a lease."""
+
+    def __init__(self, server: Path, lease: float) -> None:
+        loop = asyncio.get_running_loop()
+        self.ended = asyncio.Event()
+        self._lease = lease
+        self._tunnel = Tunnel(Envelope(None), lambda end: loop.create_unix_connection(end, str(server)))
+
+    async def open(self) -> None:
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(OSError):
+            os.set_blocking(0, False)
+        transport, _ = await loop.connect_write_pipe(lambda: _Output(self._tunnel), os.fdopen(1, "wb", 0))
+        self._tunnel.connected(transport)
+        if self._lease:
+            self._tunnel.beat_every(self._lease / BEATS_PER_LEASE)
+            asyncio.get_running_loop().call_later(self._lease / BEATS_PER_LEASE, self._check_lease)
+        loop.add_reader(0, self._on_readable)
+
+    def close(self) -> None:
+        asyncio.get_running_loop().remove_reader(0)
+        self._tunnel.close()
+
+    def _on_readable(self) -> None:
+        try:
+            data = os.read(0, READ_BYTES)
+            if data:
+                self._tunnel.feed(data)
+                return
+        except BlockingIOError:
+            return
+        except (OSError, EnvelopeError):
+            pass
+        asyncio.get_running_loop().remove_reader(0)
+        self.ended.set()
+
+    def _check_lease(self) -> None:
+        if time.monotonic() - self._tunnel.heard_at > self._lease:
+            self.ended.set()
+        else:
+            asyncio.get_running_loop().call_later(self._lease / BEATS_PER_LEASE, self._check_lease)
+
+
+class _Output(asyncio.Protocol):
+    """Flow control of stdout."""
+
+    def __init__(self, tunnel: Tunnel) -> None:
+        self._tunnel = tunnel
+
+    def pause_writing(self) -> None:
+        self._tunnel.set_stream_full(True)
+
+    def resume_writing(self) -> None:
+        self._tunnel.set_stream_full(False)
