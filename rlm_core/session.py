@@ -75,6 +75,8 @@ class Session:
         self._resent: set[asyncio.Task[None]] = set()
         self._contexts = 0
         self._cells = 0
+        self._tag = f"c{secrets.token_hex(3)}-"
+        """So that a host that takes the session over uses no id of the one before it."""
         self._lost: SandboxLost | None = None
 
     async def __aenter__(self) -> "Session":
@@ -160,7 +162,9 @@ class Session:
             self._cells += 1
             seconds = self._spec.cell_timeout if timeout is None else timeout
             request = pb.ExecuteCell(
-                cell_id=f"c{self._cells}", code=_sendable(code), timeout_ms=max(1, int(seconds * 1000))
+                cell_id=f"{self._tag}{self._cells}",
+                code=_sendable(code),
+                timeout_ms=max(1, int(seconds * 1000)),
             )
             cell = self._cell = RunningCell(request, self._observer)
             try:

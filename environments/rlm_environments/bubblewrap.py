@@ -115,11 +115,11 @@ def _command(calls: Path, disk: int) -> list[str]:
     command += ["--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys"]
     command += ["--dev", "/dev", "--perms", "1777", "--size", str(SHARED_MEMORY), "--tmpfs", "/dev/shm"]
     command += ["--remount-ro", "/dev", "--perms", "1777", "--size", str(disk), "--tmpfs", "/tmp"]
-    for path in (*SYSTEM_FILES, *_python(), str(calls)):
-        if Path(path).exists() and not path.startswith("/usr/"):
-            for parent in reversed(Path(path).parents[:-1]):
+    for shown in map(Path, (*SYSTEM_FILES, *_python(), str(calls))):
+        if shown.exists() and not shown.is_relative_to("/usr"):
+            for parent in reversed(shown.parents[:-1]):
                 command += ["--perms", "0755", "--dir", str(parent)]
-            command += ["--ro-bind", path, path]
+            command += ["--ro-bind", str(shown), str(shown)]
     command += ["--remount-ro", "/", "--chdir", "/"]
     return [*command, "--seccomp", "{filter}", "--"]
 
@@ -130,7 +130,7 @@ def _python() -> list[str]:
 
 
 def seccomp_filter() -> pyseccomp.SyscallFilter:
-    """The table of containers/seccomp.toml, compiled by libseccomp; calls that it does not know are refused."""
+    """The table of containers/seccomp.toml, compiled; what this libseccomp does not know is refused."""
     compiled = pyseccomp.SyscallFilter(pyseccomp.ERRNO(errno.EPERM))
     for names, action in (
         (seccomp.allowed(), pyseccomp.ALLOW),

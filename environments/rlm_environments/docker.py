@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,7 @@ from rlm_core.environment import (
     untrack,
 )
 from rlm_core.errors import EngineError, RLMError, SandboxLost
+from rlm_core.janitor import Janitor
 from rlm_core.tasks import finish_first
 from rlm_core.text import one_line, printable
 from rlm_core.transport.stdio import StdioLink
@@ -40,6 +42,9 @@ LEASE_SECONDS = 60.0
 STDERR_BYTES = 8 << 10
 """Kept from the end of the container's stderr, to say why it ended."""
 NOTE = "nonce"
+REAP = "rlm_environments.containers.reap"
+HOST_ID = secrets.token_hex(8)
+"""Of this process, on its containers."""
 _building = threading.Lock()
 
 
@@ -50,11 +55,6 @@ class DockerEnvironment(Environment):
         enforces=frozenset(SandboxSpec.model_fields) - {"files"},
         summary="a container without network, capabilities or a writable mount",
     )
-
-    def __init__(self, spec: SandboxSpec) -> None:
-        super().__init__(spec)
-        self._engine: Engine | None = None
-        self._turn = asyncio.Lock()
 
     async def start(self) -> "DockerSandbox":
         engine = await self._connect()
@@ -96,11 +96,9 @@ class DockerEnvironment(Environment):
                 await asyncio.to_thread(_remove, engine, each.handle)
 
     async def _connect(self) -> Engine:
-        async with self._turn:
-            if self._engine is None:
-                self._engine = await asyncio.to_thread(Engine)
-            await asyncio.to_thread(self._engine.check, self.spec.runtime)
-            return self._engine
+        engine = await asyncio.to_thread(Engine.connect)
+        await asyncio.to_thread(engine.check, self.spec.runtime)
+        return engine
 
     def _ensure_image(self, engine: Engine) -> str:
         """Build on first use; a second start of this process waits for the first one's build."""
@@ -130,7 +128,8 @@ class DockerSandbox(Sandbox):
         self._asked = asked
         self._spec = spec
         self._lease = spec.lease or LEASE_SECONDS
-        self._link = StdioLink(self._lease)
+        janitor = Janitor.hire([sys.executable, "-I", "-m", REAP, HOST_ID])
+        self._link = StdioLink(janitor.new_folder(self.id), self._lease)
         self.channel = self._link.channel
         self._stream: AttachedStream | None = None
         self._stderr = bytearray()
@@ -141,13 +140,19 @@ class DockerSandbox(Sandbox):
     async def create(self, tag: str) -> None:
         """Create the container, attach, and start it."""
         context = await asyncio.to_thread(self._make_context_folder) if self._engine.is_local else None
-        body = profile.container(
-            self._asked, self._engine, image=tag, sandbox_id=self.id, lease=self._lease, context=context
-        )
+        body = profile.container(self._asked, self._engine, image=tag, labels=self._labels(), context=context)
         track(self)
         self.container = await self._in_thread(lambda: self._create(body))
         await self._attach()
         await self._in_thread(lambda: self._engine.api.start(self.container))
+
+    def _labels(self) -> dict[str, str]:
+        return {
+            LABEL: "sandbox",
+            "rlm.session": self.id,
+            "rlm.lease": f"{self._lease:g}",
+            "rlm.host": HOST_ID,
+        }
 
     def _create(self, body: dict[str, Any]) -> str:
         create: Any = self._engine.api.create_container_from_config
@@ -178,7 +183,8 @@ class DockerSandbox(Sandbox):
             "lease": self._lease,
             "lifetime": self._spec.lifetime or 0.0,
             "processes": self._asked.pids,
-            "memory_by_process": False,
+            # A control group would end all of gVisor's sandbox, and not the one process that takes too much.
+            "process_memory": self._asked.memory if self._asked.is_gvisor else 0,
         }
         greeting = await self._link.begin(self._stream.transport, config)
         if greeting.get("nonce") != self.id:
@@ -211,6 +217,7 @@ class DockerSandbox(Sandbox):
         await self._link.close()
         if self._stream is not None:
             self._stream.transport.abort()
+            await self._stream.closed.wait()
 
     def kill(self) -> None:
         self._stopping = True
@@ -246,10 +253,13 @@ class DockerSandbox(Sandbox):
         self._stream = stream
 
     def _on_output(self, kind: int, data: bytes) -> None:
-        if kind == STDOUT:
-            self._link.feed(data)
-        else:
+        if kind != STDOUT:
             self._stderr = (self._stderr + data)[-STDERR_BYTES:]
+            return
+        try:
+            self._link.feed(data)
+        except SandboxLost as lost:
+            self._end(str(lost))
 
     def _on_lost(self) -> None:
         """The attach connection has ended, and with it the container or only the connection."""
@@ -264,15 +274,26 @@ class DockerSandbox(Sandbox):
                 while await asyncio.to_thread(self._is_running):
                     with contextlib.suppress(EngineError):
                         await self._attach()
+                        if not await asyncio.to_thread(self._is_running):
+                            break  # the stream of a container that ended before is silent for ever
                         assert self._stream is not None
                         await self._link.resume(self._stream.transport)
                         self._reattaching = None
                         return
                     await asyncio.sleep(delay)
                     delay = min(2 * delay, 2.0)
+            self._end("")
         except (TimeoutError, EngineError) as error:
-            self._stderr += f"\n{error or 'the engine does not answer'}".encode()
+            self._end(str(error) or "the engine does not answer")
+
+    def _end(self, why: str) -> None:
+        self._stopping = True
+        if why:
+            self._stderr += f"\n{why}".encode()
         self._ended.set()
+        self._link.end()
+        if self._stream is not None:
+            self._stream.transport.abort()
 
     def _is_running(self) -> bool:
         """Raises EngineError when the engine can't tell."""

@@ -10,6 +10,7 @@ import json
 import secrets
 import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import grpc.aio
@@ -18,17 +19,16 @@ from rlm_agent.rpc.tunnel import Tunnel
 
 from rlm_core import limits
 from rlm_core.errors import SandboxLost
-from rlm_core.transport.unix import private_folder, unix_channel
+from rlm_core.transport.unix import unix_channel
 
 
 class StdioLink:
-    """The host's end. `broken` is set when the agent breaks the protocol."""
+    """The host's end."""
 
-    def __init__(self, lease: float) -> None:
+    def __init__(self, folder: Path, lease: float) -> None:
         """`lease` in seconds: the agent ends when it has not heard of us for that long."""
-        self.folder = private_folder()
+        self.folder = folder
         self.channel: grpc.aio.Channel = unix_channel(self.folder / "agent.sock")
-        self.broken = asyncio.Event()
         self._tunnel = Tunnel(Envelope(secrets.token_bytes(LINK_ID_BYTES)))
         self._lease = lease
         self._server: asyncio.Server | None = None
@@ -56,14 +56,18 @@ class StdioLink:
         self._tunnel.connected(stream)
 
     def feed(self, data: bytes) -> None:
-        """What the agent's stdout brought."""
+        """What the agent's stdout brought.
+
+        Raises:
+            SandboxLost: the agent breaks the protocol.
+        """
         if self._greeting is not None:
             data = self._take_greeting(self._greeting, data)
         if data:
             try:
                 self._tunnel.feed(data)
-            except EnvelopeError:
-                self.broken.set()
+            except EnvelopeError as error:
+                raise SandboxLost(f"the agent broke the protocol: {error}") from None
 
     def set_stream_full(self, full: bool) -> None:
         self._tunnel.set_stream_full(full)
@@ -75,9 +79,16 @@ class StdioLink:
             self._greeted.set_exception(SandboxLost(why))
             self._greeted.exception()  # looked at, even where nobody waits for it any more
 
+    def end(self) -> None:
+        """There will be no other stream: who waits for the agent is told."""
+        if self._server is not None:
+            self._server.close()
+        self._tunnel.close_connections()
+
     async def close(self) -> None:
         await self.channel.close()
         self._tunnel.close()
+        await self._tunnel.closed()
         if self._server is not None:
             self._server.close()
         self.remove_folder()

@@ -50,6 +50,8 @@ async def serve(config: AgentConfig, supervisor: socket.socket | None) -> None:
     if stdio is not None:
         await stdio.open()
     why = await _told_to_end(supervision, stdio, config.lifetime)
+    if why:
+        print(why, file=sys.stderr, flush=True)  # before the end of our supervisor, which may be ours too
     if stdio is not None:
         stdio.close()
     await server.stop(grace=0)
@@ -59,7 +61,7 @@ async def serve(config: AgentConfig, supervisor: socket.socket | None) -> None:
     process.end_below(os.getpid())  # nothing, unless a cell has killed the supervisor
     shutil.rmtree(folders.private, ignore_errors=True)
     if why:
-        sys.exit(why)
+        sys.exit(1)
 
 
 async def _told_to_end(supervision: Supervision, stdio: Stdio | None, lifetime: float) -> str:

@@ -16,7 +16,7 @@ from rlm_agent import limits
 from rlm_agent.cell import Cell
 from rlm_agent.frames import Frame, FrameBuffer, FrameError, Kind
 from rlm_agent.rpc.v1 import agent_pb2 as pb
-from rlm_agent.sender import NOBODY, peer_of
+from rlm_agent.sender import peer_of
 
 Deferred = Callable[[], pb.AgentMessage | None]
 KINDS = {"llm": pb.CALL_KIND_LLM, "rlm": pb.CALL_KIND_RLM}
@@ -41,8 +41,8 @@ class Calls:
         self._server: asyncio.Server | None = None
         self._minted = 0
         self.cell: Cell | None = None
-        self.user = NOBODY.user
-        """Who may call: the user that the session's worker runs as."""
+        self.user: int | None = -1
+        """Who may call: the user that the session's worker runs as; None where the kernel can't tell."""
 
     async def listen(self, path: Path) -> None:
         loop = asyncio.get_running_loop()
@@ -167,7 +167,8 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        stranger = peer_of(transport.get_extra_info("socket")).user != self._calls.user
+        user = self._calls.user
+        stranger = user is not None and peer_of(transport.get_extra_info("socket")).user != user
         if stranger or not self._calls.add(self):
             self._transport.abort()
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -37,8 +38,8 @@ class AgentConfig:
     """Seconds after which the agent ends in any case; 0: never."""
     processes: int = 0
     """Processes and threads that one session's user may have; 0: no limit of ours."""
-    memory_by_process: bool = True
-    """Hold a session's memory limit per process; False where a control group holds it."""
+    process_memory: int | None = None
+    """Bytes that each process may have, 0 for no limit of ours; None: what the session's host asks for."""
     supervisor: tuple[str, ...] = ()
     """Command that starts the supervisor, its socket's fd appended; empty: the usual one."""
     supervisor_filter: str = ""
@@ -48,6 +49,7 @@ class AgentConfig:
 def read_config() -> AgentConfig:
     """Ends the process when there is none."""
     line = _first_line()
+    signal.alarm(0)
     try:
         fields: dict[str, Any] = json.loads(line)
         return AgentConfig(**{**fields, "supervisor": tuple(fields.get("supervisor", ()))})

@@ -15,6 +15,8 @@ from rlm_agent.supervisor import Supervisor
 from rlm_agent.worker import process
 from rlm_agent.worker.link import Link
 
+START_SECONDS = 60
+
 
 def main() -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -33,6 +35,7 @@ def main() -> NoReturn:
 def _be_the_agent(supervisor: socket.socket) -> NoReturn:
     users.become(users.AGENT_USER)
     process.die_with_parent()
+    signal.alarm(START_SECONDS)  # a host that was killed before it said anything will never say it
     from rlm_agent.__main__ import run
 
     run(supervisor)

@@ -24,7 +24,7 @@ class Death:
     detail: str
 
     @classmethod
-    def from_header(cls, died: dict[str, Any], interrupt_reason: str) -> "Death":
+    def from_header(cls, died: dict[str, Any], interrupt_reason: str, *, no_memory: bool = False) -> "Death":
         number, code = died.get("signal"), died.get("exit")
         if interrupt_reason and number == signal.SIGKILL:
             reason = {
@@ -32,6 +32,8 @@ class Death:
                 "interrupt": pb.ROLLBACK_REASON_INTERRUPT,
             }[interrupt_reason]
             return cls(reason, f"it did not stop on SIGINT ({interrupt_reason})")
+        if no_memory and number == signal.SIGKILL:
+            return cls(pb.ROLLBACK_REASON_MEMORY, "it took more memory than the sandbox has")
         if died.get("link"):
             return cls(pb.ROLLBACK_REASON_LINK, "it closed the file descriptors of the REPL")
         if isinstance(number, int):

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import platform
 import re
+import secrets
 from collections import defaultdict
 from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
@@ -156,7 +157,8 @@ class AgentService(rpc.AgentServiceServicer):
             raise errors.Invalid("a session id has 1 to 64 letters, digits, - and _")
         if len(self._sessions) >= limits.MAX_SESSIONS:
             raise errors.Invalid(f"at most {limits.MAX_SESSIONS} sessions in one agent")
-        places = Places(self._folders.work / session_id, self._folders.calls / session_id)
+        # A name that no other session can guess.
+        places = Places(self._folders.work / session_id, self._folders.calls / secrets.token_hex(8))
         return Session(session_id, places, config, self._supervision)
 
     def _shared(self, name: str) -> Path:
@@ -239,10 +241,11 @@ async def _receive(requests: AsyncIterator[pb.PutContextRequest], path: Path, si
 def _session_config(request: pb.OpenSessionRequest, config: AgentConfig) -> SessionConfig:
     asked = request.limits
     default = SessionConfig()
+    memory = asked.memory_bytes if config.process_memory is None else config.process_memory
     return SessionConfig(
         output_bytes=min(asked.output_bytes, limits.MAX_OUTPUT_BYTES) or default.output_bytes,
         interrupt_grace=asked.interrupt_grace_ms / 1000 or default.interrupt_grace,
-        limits=ProcessLimits(asked.memory_bytes if config.memory_by_process else 0, config.processes),
+        limits=ProcessLimits(memory, config.processes),
         env=dict(request.env),
     )
 

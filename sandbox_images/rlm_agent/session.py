@@ -17,6 +17,7 @@ from rlm_agent.calls import Calls
 from rlm_agent.cell import Cell
 from rlm_agent.errors import Busy, Invalid, SessionGone
 from rlm_agent.frames import PACKET_BYTES, Frame, FrameError, Kind, PacketBuffer, packets
+from rlm_agent.memory import out_of_memory_kills
 from rlm_agent.output import Pipe, make_pipe
 from rlm_agent.result import Death, describe_death, finished_cell, rolled_back_cell, text_of
 from rlm_agent.rpc.v1 import agent_pb2 as pb
@@ -72,6 +73,7 @@ class Session:
         self._rescue_tried = False
         self._pidfd = -1
         self._late_rollback = ""
+        self._memory_kills = 0
         self._last_cell = ""
         self._timers: list[asyncio.TimerHandle] = []
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -89,7 +91,9 @@ class Session:
         """Spawn an empty worker."""
         await self._listen()
         env = {**self.config.env, SOCKET_VARIABLE: str(self._places.socket)}
-        await self._supervision.spawn(self.id, self._places.cwd, env, self.config.limits, self._worker_fds())
+        self.calls.user = await self._supervision.spawn(
+            self.id, self._places.cwd, env, self.config.limits, self._worker_fds()
+        )
         self._close_worker_fds()
         await self._first_ready()
 
@@ -113,6 +117,7 @@ class Session:
             answer = ended.header
         if answer.get("error"):
             raise Invalid(str(answer["error"]))
+        new.calls.user = self.calls.user
         await self._supervision.adopt(new.id, self.id, int(answer["pid"]), new._places.cwd)
         new._close_worker_fds()
         await new._first_ready()
@@ -203,7 +208,7 @@ class Session:
         return text_of(header.get("type"), limits.MAX_NAME_CHARS), body, size if type(size) is int else 0
 
     def interrupt_cell(self, cell_id: str) -> None:
-        """Interrupt a cell: this one, the running one without an id, or one that this request has overtaken."""
+        """Interrupt this cell, also when the request has overtaken it; without an id the running one."""
         cell = self.calls.cell
         if cell is not None and cell_id in ("", cell.id):
             self._unwanted = cell.id
@@ -281,6 +286,7 @@ class Session:
                 pipe.drain()  # of processes that an earlier cell left; no cell to show it in
             self._ready.clear()
             self._interrupt_reason = ""
+            self._memory_kills = out_of_memory_kills()
             self._running = self._loop.create_future()
             if timeout:
                 self._timers.append(self._loop.call_later(timeout, self.interrupt, "timeout"))
@@ -351,13 +357,13 @@ class Session:
         if type(pid) is not int or not 1 < pid < MAX_PID or not (died is None or isinstance(died, dict)):
             raise FrameError("malformed READY from the worker")
         self._worker_pid = pid
-        self.calls.user = sender.user
         self._watch(sender.pid)
         running = self._running is not None and not self._running.done()
         if died is None and running:
             return  # the cell goes on in a fresh fork
         if died is not None:
-            death = Death.from_header(died, self._interrupt_reason)
+            no_memory = out_of_memory_kills() > self._memory_kills
+            death = Death.from_header(died, self._interrupt_reason, no_memory=no_memory)
             if running and self._running is not None:
                 self._running.set_result(death)
             elif frame.header.get("cell") != self._last_cell:

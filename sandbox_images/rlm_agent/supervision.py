@@ -12,6 +12,7 @@ from typing import Any
 
 from rlm_agent.config import FILTER, AgentConfig
 from rlm_agent.frames import Frame, FrameBuffer, FrameError, Kind
+from rlm_agent.sender import peer_of
 
 WORKER_ENV = {
     # Huge pages make the fork of a large heap 30 times cheaper (measured; glibc ≥ 2.35).
@@ -44,6 +45,8 @@ class Supervision:
         sock.setblocking(False)
         self._socket = sock
         self._process = process
+        # gVisor says of every peer that it is ourselves; a supervisor that forked us is not.
+        self._peers_are_told = process is not None or peer_of(sock).pid != os.getpid()
         self._buffer = FrameBuffer()
         self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._next_id = 0
@@ -72,10 +75,16 @@ class Supervision:
 
     async def spawn(
         self, session: str, cwd: Path, env: dict[str, str], limits: ProcessLimits, fds: list[int]
-    ) -> None:
-        """Start a session's first process; fds are its link, stdout and stderr."""
+    ) -> int | None:
+        """Start a session's first process; fds are its link, stdout and stderr.
+
+        Gives its user, or None where the kernel does not say truly whose a connection is.
+        """
         header = {"session": session, "cwd": str(cwd), "env": env, **asdict(limits)}
-        await self._ask(Kind.SPAWN, header, fds)
+        user = (await self._ask(Kind.SPAWN, header, fds)).get("user")
+        if not self._peers_are_told:
+            return None
+        return os.getuid() if user is None else int(user)
 
     async def adopt(self, session: str, parent: str, pid: int, cwd: Path) -> None:
         header = {"session": session, "parent": parent, "pid": pid, "cwd": str(cwd)}

@@ -61,10 +61,10 @@ class Supervisor:
         try:
             session = str(header["session"])
             if frame.kind is Kind.SPAWN:
-                self._spawn(session, header, fds)
-            elif frame.kind is Kind.PROBE:
+                return {"user": self._spawn(session, header, fds)}
+            if frame.kind is Kind.PROBE:
                 return {"posture": self._probe()}
-            elif frame.kind is Kind.ADOPT:
+            if frame.kind is Kind.ADOPT:
                 self._adopt(session, str(header["parent"]), int(header["pid"]), str(header["cwd"]))
             elif frame.kind is Kind.SIGNAL:
                 self._signal(session, int(header["pid"]), int(header["signal"]))
@@ -76,7 +76,7 @@ class Supervisor:
             return {"error": f"{type(error).__name__}: {error}"}
         return {}
 
-    def _spawn(self, session: str, header: dict[str, Any], fds: list[int]) -> None:
+    def _spawn(self, session: str, header: dict[str, Any], fds: list[int]) -> int | None:
         user = self._users.new() if self._users else None
         cwd = str(header["cwd"])
 
@@ -96,6 +96,7 @@ class Supervisor:
             self._sessions[session] = Known(self._fork(user, begin), user, cwd)
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+        return user
 
     def _fork(self, user: int | None, begin: Callable[[], None]) -> int:
         """Do something in a new process, which is this user; its pid."""

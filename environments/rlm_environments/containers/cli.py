@@ -68,4 +68,4 @@ def _connect() -> "Engine":
         from rlm_environments.containers.engine import Engine
     except ImportError:
         raise MissingExtra("rlm image", "docker") from None
-    return Engine()
+    return Engine.connect()

@@ -1,7 +1,9 @@
 """The connection to a container engine, and its errors in one line each."""
 
+import atexit
 import contextlib
 import os
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -37,8 +39,22 @@ class EngineInfo:
     rootless: bool
 
 
+_engines: dict[tuple[int, str], "Engine"] = {}
+_connecting = threading.Lock()
+
+
 class Engine:
-    """Blocking, as the SDK is: call it from a thread."""
+    """One for the whole process. Blocking, as the SDK is: call it from a thread."""
+
+    @classmethod
+    def connect(cls) -> "Engine":
+        """Raises EngineError when no engine answers."""
+        key = (os.getpid(), f"{os.environ.get('DOCKER_HOST')} {os.environ.get('DOCKER_CONTEXT')}")
+        with _connecting:
+            if key not in _engines:
+                _engines[key] = cls()
+                atexit.register(_engines[key].api.close)
+            return _engines[key]
 
     def __init__(self) -> None:
         """Raises EngineError when no engine answers."""
@@ -100,9 +116,6 @@ class Engine:
             raise EngineError(_explain(str(error), self.address)) from None
         except (requests.exceptions.RequestException, OSError) as error:
             raise EngineError(_explain(repr(error), self.address)) from None
-
-    def close(self) -> None:
-        self.api.close()
 
 
 NO_PERMISSION = (

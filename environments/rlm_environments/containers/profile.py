@@ -9,7 +9,7 @@ from docker.types import LogConfig, Mount, Ulimit
 from rlm_core.environment import SandboxSpec
 from rlm_core.errors import ConfigError
 from rlm_environments.containers import seccomp
-from rlm_environments.containers.engine import LABEL, Engine
+from rlm_environments.containers.engine import Engine
 from rlm_environments.posture import Expected
 
 AGENT_USER = 64_000
@@ -24,8 +24,9 @@ PRIVATE_BYTES = 1 << 20
 """The agent's own folder: sockets only."""
 RESERVED_PIDS = 64
 """For the supervisor and the agent, beyond what sessions may have."""
+GVISOR_MEMORY = 256 << 20
 GVISOR_PIDS = 512
-"""gVisor's own threads count too."""
+"""gVisor's own memory and threads count too."""
 INODES_PER_MIB = 256
 OPEN_FILES = 4096
 HOSTNAME = "sandbox"
@@ -51,12 +52,16 @@ class Profile:
         return self.pids + RESERVED_PIDS + (GVISOR_PIDS if self.is_gvisor else 0)
 
     @property
+    def all_memory(self) -> int:
+        return self.memory + (GVISOR_MEMORY if self.is_gvisor else 0)
+
+    @property
     def is_gvisor(self) -> bool:
         return self.runtime is not None and self.runtime.startswith("runsc")
 
     def expected(self) -> Expected:
         """What the sandbox is to find when it looks around."""
-        return Expected(HOSTNAME, self.network, self.is_gvisor, self.memory, self.all_pids)
+        return Expected(HOSTNAME, self.network, self.is_gvisor, self.all_memory, self.all_pids)
 
     @classmethod
     def of(cls, spec: SandboxSpec, engine: Engine) -> "Profile":
@@ -80,7 +85,7 @@ class Profile:
 
 
 def container(
-    profile: Profile, engine: Engine, *, image: str, sandbox_id: str, lease: float, context: Path | None
+    profile: Profile, engine: Engine, *, image: str, labels: dict[str, str], context: Path | None
 ) -> dict[str, Any]:
     """The body of the engine's create request."""
     host = engine.api.create_host_config(
@@ -104,8 +109,8 @@ def container(
             f"seccomp={seccomp.engine_profile(engine.info.architecture, network=profile.network)}",
         ],
         pids_limit=profile.all_pids,
-        mem_limit=profile.memory,
-        memswap_limit=profile.memory,
+        mem_limit=profile.all_memory,
+        memswap_limit=profile.all_memory,
         nano_cpus=int(profile.cpus * 1e9),
         ulimits=[
             Ulimit(name="nofile", soft=OPEN_FILES, hard=OPEN_FILES),
@@ -127,7 +132,7 @@ def container(
         "WorkingDir": "/",
         "Hostname": HOSTNAME,
         "Env": [],
-        "Labels": {LABEL: "sandbox", "rlm.session": sandbox_id, "rlm.lease": f"{lease:g}"},
+        "Labels": labels,
         "OpenStdin": True,
         "StdinOnce": False,
         "AttachStdin": True,

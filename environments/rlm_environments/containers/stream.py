@@ -60,6 +60,7 @@ class AttachedStream(asyncio.Protocol):
         self._demultiplexer = Demultiplexer()
         self._on_output, self._on_full, self._on_lost = on_output, on_full, on_lost
         self.transport: asyncio.Transport
+        self.closed = asyncio.Event()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -72,6 +73,7 @@ class AttachedStream(asyncio.Protocol):
             self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.closed.set()
         self._on_lost()
 
     def pause_writing(self) -> None:
@@ -86,6 +88,8 @@ def plain_socket(attached: Any) -> socket.socket:
     inner = getattr(attached, "_sock", attached)
     if type(inner) is socket.socket:
         sock = inner.dup()
+        for ours in (attached, inner):
+            ours.close()
         sock.setblocking(False)
         return sock
     ours, theirs = socket.socketpair()

@@ -26,6 +26,7 @@ class Tunnel:
         self._dial = dial
         self._dialling: set[asyncio.Future[object]] = set()
         self._ends: dict[int, LocalEnd] = {}
+        self._closing: set[asyncio.Future[None]] = set()
         self._opened = 0
         self._stream: asyncio.WriteTransport | None = None
         self._stream_full = False
@@ -115,8 +116,14 @@ class Tunnel:
     def close_connections(self) -> None:
         ends, self._ends = self._ends, {}
         for end in ends.values():
-            end.close()
+            self._close_end(end)
         self.hold()
+
+    def _close_end(self, end: "LocalEnd") -> None:
+        end.close()
+        if end.is_connected:
+            self._closing.add(end.gone)
+            end.gone.add_done_callback(self._closing.discard)
 
     def close(self) -> None:
         if self._beats is not None:
@@ -126,13 +133,18 @@ class Tunnel:
         self.close_connections()
         self._stream = None
 
+    async def closed(self) -> None:
+        """Wait until the local connections that were closed are gone."""
+        if self._closing:
+            await asyncio.wait(self._closing)
+
     def _take(self, event: Arrived) -> None:
         end = self._ends.get(event.stream)
         if event.kind is Kind.DATA and end is not None:
             end.write(event.payload)
         elif event.kind is Kind.CLOSE and end is not None:
             del self._ends[event.stream]
-            end.close()
+            self._close_end(end)
         elif event.kind is Kind.OPEN and self._dial is not None:
             if end is not None or len(self._ends) >= MAX_CONNECTIONS:
                 raise EnvelopeError("too many connections")
@@ -161,6 +173,11 @@ class LocalEnd(asyncio.Protocol):
         self._early: list[bytes] = []
         self._transport: asyncio.Transport | None = None
         self._closed = False
+        self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @property
+    def is_connected(self) -> bool:
+        return self._transport is not None and not self.gone.done()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -177,6 +194,8 @@ class LocalEnd(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.full = False
+        if not self.gone.done():
+            self.gone.set_result(None)
         self._tunnel.ended(self)
 
     def pause_writing(self) -> None:

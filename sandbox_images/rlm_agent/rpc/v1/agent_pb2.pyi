@@ -140,6 +140,8 @@ class _RollbackReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Rollba
     ROLLBACK_REASON_TIMEOUT: _RollbackReason.ValueType  # 3
     ROLLBACK_REASON_INTERRUPT: _RollbackReason.ValueType  # 4
     ROLLBACK_REASON_LINK: _RollbackReason.ValueType  # 5
+    ROLLBACK_REASON_MEMORY: _RollbackReason.ValueType  # 6
+    """Killed by the kernel, because the sandbox had no memory left."""
 
 class RollbackReason(_RollbackReason, metaclass=_RollbackReasonEnumTypeWrapper): ...
 
@@ -149,6 +151,8 @@ ROLLBACK_REASON_EXIT: RollbackReason.ValueType  # 2
 ROLLBACK_REASON_TIMEOUT: RollbackReason.ValueType  # 3
 ROLLBACK_REASON_INTERRUPT: RollbackReason.ValueType  # 4
 ROLLBACK_REASON_LINK: RollbackReason.ValueType  # 5
+ROLLBACK_REASON_MEMORY: RollbackReason.ValueType  # 6
+"""Killed by the kernel, because the sandbox had no memory left."""
 Global___RollbackReason: _TypeAlias = RollbackReason  # noqa: Y015
 
 class _CallKind:

@@ -1,0 +1,67 @@
+"""Cleans up behind this process when it is killed by what no process survives, such as SIGKILL.
+
+A shell waits for the end of its stdin, which is in our hands for as long as we live, and then runs one
+command. It costs half a megabyte, and nothing happens when we end properly.
+"""
+
+import atexit
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+from rlm_core.transport.unix import private_folder
+
+SCRIPT = 'read -r _ || exec "$@"'
+"""Told to go, it goes; left alone, it cleans up."""
+REMOVE = [sys.executable, "-I", "-c", "import shutil, sys; shutil.rmtree(sys.argv[-1], ignore_errors=True)"]
+
+
+class Janitor:
+    """Of one process, with a folder that does not outlive it."""
+
+    _current: "Janitor | None" = None
+    _making = threading.Lock()
+
+    def __init__(self, command: list[str]) -> None:
+        self.pid = os.getpid()
+        self.folder = private_folder()
+        shell = shutil.which("sh")
+        self._waiting: subprocess.Popen[bytes] | None = None
+        if shell is not None:
+            self._waiting = subprocess.Popen(
+                [shell, "-c", SCRIPT, "rlm-janitor", *command, str(self.folder)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,  # what ends our terminal must not end it
+            )
+        atexit.register(self._dismiss)
+
+    @classmethod
+    def hire(cls, command: list[str] | None = None) -> "Janitor":
+        """The one of this process; the first call decides on the command, which gets the folder's path."""
+        with cls._making:
+            if cls._current is None or cls._current.pid != os.getpid():
+                cls._current = cls(command or REMOVE)
+            return cls._current
+
+    def new_folder(self, name: str) -> Path:
+        """A folder of this name, 0700, that goes with the process at the latest."""
+        folder = self.folder / name
+        folder.mkdir(mode=0o700)
+        return folder
+
+    def _dismiss(self) -> None:
+        if self.pid != os.getpid():
+            return  # a forked child's exit is not ours
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if self._waiting is not None and self._waiting.stdin is not None:
+            with contextlib.suppress(OSError):
+                self._waiting.stdin.write(b"\n")
+                self._waiting.stdin.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._waiting.wait(1)

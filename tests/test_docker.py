@@ -1,0 +1,185 @@
+"""The Docker environment beyond the catalogue: its life, its errors, and what it leaves behind."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from rlm_environments.containers import profile
+from rlm_environments.containers.engine import Engine
+from rlm_environments.docker import DockerEnvironment, DockerSandbox
+
+from rlm_core.environment import make_environment
+from rlm_core.errors import SandboxLost
+from rlm_core.session import Session
+from tests.conftest import Recorder, echo
+
+SMALL: dict[str, Any] = {"memory": "512MiB", "pids": 100, "disk": "64MiB", "interrupt_grace": 0.3}
+
+
+@pytest.fixture
+def engine() -> Engine:
+    return Engine.connect()
+
+
+def environment(**kwargs: Any) -> DockerEnvironment:
+    made = make_environment("docker", {**SMALL, **kwargs})
+    assert isinstance(made, DockerEnvironment)
+    return made
+
+
+@pytest_asyncio.fixture
+async def container() -> AsyncIterator[DockerSandbox]:
+    running = await environment().start()
+    yield running
+    await running.stop()
+
+
+def is_there(engine: Engine, sandbox_id: str) -> bool:
+    return bool(engine.api.containers(all=True, filters={"label": f"rlm.session={sandbox_id}"}))
+
+
+async def gone_within(engine: Engine, sandbox_id: str, seconds: float) -> None:
+    async with asyncio.timeout(seconds):
+        while await asyncio.to_thread(is_there, engine, sandbox_id):  # noqa: ASYNC110 - the engine tells no sooner
+            await asyncio.sleep(0.1)
+
+
+async def test_a_cell_a_call_a_context_and_a_crash(container: DockerSandbox) -> None:
+    async with Session(container, environment().spec, echo) as session:
+        await session.put_context("In the beginning\0\udc80")
+        result = await session.execute("kept = 1\nprint(len(context), llm_query('hi'))")
+        assert result.stdout == "18 echo hi\n"
+        assert (await session.execute("import os; os._exit(3)")).rolled_back
+        assert (await session.execute("print(kept)")).stdout == "1\n"
+
+
+async def test_a_stopped_sandbox_leaves_nothing(engine: Engine) -> None:
+    sandbox = await environment().start()
+    folder = sandbox.shared_folder
+    assert folder is not None and is_there(engine, sandbox.id)
+    await sandbox.stop()
+    await sandbox.stop()
+    assert not is_there(engine, sandbox.id)
+    assert not folder.parent.exists()
+
+
+async def test_the_policy_as_the_engine_has_it(container: DockerSandbox, engine: Engine) -> None:
+    found = engine.api.inspect_container(container.container)
+    host = found["HostConfig"]
+    assert host["NetworkMode"] == "none" and found["Config"]["NetworkDisabled"]
+    assert host["ReadonlyRootfs"] and not host["Privileged"]
+    assert sorted(host["CapAdd"]) == ["KILL", "SETGID", "SETUID"] and host["CapDrop"] == ["ALL"]
+    assert host["Memory"] == host["MemorySwap"] == 512 << 20
+    assert host["PidsLimit"] == 100 + profile.RESERVED_PIDS
+    assert host["LogConfig"]["Type"] == "none"
+    assert host["IpcMode"] == host["CgroupnsMode"] == "private"
+    assert [(each["Destination"], each["RW"]) for each in found["Mounts"]] == [("/context", False)]
+    assert not host["Binds"] and not host["Devices"] and host["AutoRemove"]
+    assert found["Config"]["Hostname"] == "sandbox" and not found["Config"]["Tty"]
+    own = {name.partition("=")[0] for name in found["Config"]["Env"]}
+    assert not own & set(os.environ) - {"PATH", "LANG", "HOME", "USER"}
+
+
+@pytest.mark.parametrize("cell", ["import time; time.sleep(600)", "while True: pass"])
+async def test_a_sandbox_ends_at_the_end_of_its_lifetime(cell: str, engine: Engine) -> None:
+    made = environment(lifetime=3)
+    sandbox = await made.start()
+    async with Session(sandbox, made.spec, echo) as session:
+        with pytest.raises(SandboxLost, match=r"lifetime of 3 s is over"):
+            await session.execute(cell)
+    await sandbox.stop()
+    await gone_within(engine, sandbox.id, 10)
+
+
+async def test_another_host_takes_a_sandbox_over(engine: Engine) -> None:
+    first = await environment().start()
+    session = Session(first, environment().spec, echo)
+    await session.open()
+    await session.execute("kept = 42")
+    await first.let_go()
+    second = await environment().attach(first.id, first.token)
+    again = Session(second, environment().spec, echo, session_id=session.id)
+    await again.open()
+    assert (await again.execute("print(kept)")).stdout == "42\n"
+    await again.aclose()
+    await second.stop()
+    assert not is_there(engine, first.id)
+
+
+async def test_a_connection_to_the_engine_that_breaks_costs_nothing(
+    container: DockerSandbox, recorder: Recorder
+) -> None:
+    answered = 0
+
+    async def count(call: Any) -> Any:
+        nonlocal answered
+        answered += 1
+        return await echo(call)
+
+    async with Session(container, environment().spec, count, observer=recorder) as session:
+        running = asyncio.create_task(
+            session.execute(
+                "import time\nfor n in range(40): print(llm_query(str(n)), flush=True); time.sleep(0.02)"
+            )
+        )
+        for number in (3, 13, 23):
+            await recorder.saw(f"echo {number}\n")
+            assert container._stream is not None
+            container._stream.transport.abort()
+        result = await running
+        assert result.stdout == "".join(f"echo {n}\n" for n in range(40))
+        assert answered == 40
+
+
+async def test_memory_that_runs_out_costs_the_cell_and_not_the_session(container: DockerSandbox) -> None:
+    async with Session(container, environment().spec, echo) as session:
+        await session.execute("kept = bytearray(50 << 20)")
+        result = await session.execute("more = [bytes(1 << 20) for _ in range(2000)]")
+        assert result.rolled_back and "more memory" in str(result.rollback)
+        assert (await session.execute("print(len(kept))")).stdout == f"{50 << 20}\n"
+
+
+HOST = """
+import asyncio, sys
+from rlm_core.environment import make_environment
+from rlm_core.session import Session
+async def main():
+    environment = make_environment("docker", {"lease": 2, "memory": "256MiB"})
+    starting = environment.start()
+    print("starting", flush=True)
+    sandbox = await starting
+    print(sandbox.id, flush=True)
+    async with Session(sandbox, environment.spec, None) as session:
+        await session.execute("import subprocess, time; subprocess.Popen(['sleep', '600']); time.sleep(600)")
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("moment", range(8))
+async def test_a_killed_host_leaves_nothing_when_the_lease_is_over(
+    moment: int, engine: Engine, tmp_path: Path
+) -> None:
+    before = {each.id for each in await environment().running()}
+    host = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        HOST,
+        stdout=asyncio.subprocess.PIPE,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+    assert host.stdout is not None
+    await host.stdout.readline()
+    if moment % 2:
+        await host.stdout.readline()  # it runs
+    await asyncio.sleep(0.09 * moment)
+    os.kill(host.pid, signal.SIGKILL)
+    await host.wait()
+    async with asyncio.timeout(20):
+        while {each.id for each in await environment().running()} - before:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
