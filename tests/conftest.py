@@ -14,6 +14,7 @@ from rlm_core.environment import Sandbox, SandboxSpec, make_environment
 from rlm_core.observer import Observer
 from rlm_core.session import Session
 from rlm_core.types import TokenUsage
+from tests.support.machine import IN_CI, missing
 
 SPEC = SandboxSpec(interrupt_grace=0.2, cell_timeout=30)
 KEYS = ("OPENAI_API_KEY", "OPENAI_BASE_URL", "ANTHROPIC_API_KEY")
@@ -29,6 +30,26 @@ def _only_loopback(event: str, args: tuple[Any, ...]) -> None:
 
 
 sys.addaudithook(_only_loopback)
+
+
+left_out: dict[str, int] = {}
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leave out what this machine can't run; not in CI, where it fails then."""
+    for marker in item.iter_markers("needs"):
+        (name,) = marker.args
+        why = "" if name == "local" else missing(name)
+        if why and IN_CI:
+            pytest.fail(f"{name}: {why}")
+        if why:
+            left_out[f"{name}: {why}"] = left_out.get(f"{name}: {why}", 0) + 1
+            pytest.skip(why)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for why, count in left_out.items():
+        terminalreporter.write_line(f"left out {count} tests of {why}")
 
 
 @pytest.fixture(autouse=True)

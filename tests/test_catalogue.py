@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.attacks import escape, leaks, network, resources, tampering
+from tests.attacks import escape, leaks, matrix, network, resources, tampering
 from tests.attacks.arena import SPECS, Arena, unsandboxed
 from tests.attacks.case import Case
 
@@ -18,6 +18,9 @@ CASES: list[Case] = [
     *tampering.CASES,
     *leaks.CASES,
 ]
+
+
+held: dict[tuple[str, str, str], bool] = {}
 
 
 def named(case: Case) -> str:
@@ -88,7 +91,12 @@ def test_unsandboxed_the_attack_succeeds(case: Case, host: Host) -> None:
 
 @pytest.mark.parametrize(
     ("environment", "case"),
-    [(name, case) for name in SPECS for case in CASES if name in case.applies],
+    [
+        pytest.param(name, case, marks=pytest.mark.needs(name))
+        for name in SPECS
+        for case in CASES
+        if name in case.applies
+    ],
     ids=lambda each: named(each) if isinstance(each, Case) else each,
 )
 def test_the_sandbox_holds(environment: str, case: Case, host: Host, arenas: dict[str, Arena]) -> None:
@@ -105,3 +113,21 @@ def test_the_sandbox_holds(environment: str, case: Case, host: Host, arenas: dic
         assert shot.status in case.statuses, shot
     assert (shot.outcome == "ok") is case.inert, shot
     assert victims.others_are_well()
+    held[environment, case.id, case.title] = True
+
+
+def test_the_matrix_is_current() -> None:
+    """Written anew when everything was tried; in CI what is committed must be what was found."""
+    tried = {(name, case.id, case.title) for name in SPECS for case in CASES if name in case.applies}
+    if set(held) != tried:
+        return  # a part of the suite, or of the environments
+    found = matrix.text(CASES, held)
+    current = matrix.PATH.read_text() if matrix.PATH.exists() else ""
+    matrix.PATH.write_text(found)
+    assert found == current, "docs/security-matrix.md was out of date; it is written now: commit it"
+
+
+@pytest.mark.parametrize("name", matrix.TESTS)
+def test_what_the_matrix_points_to_is_there(name: str) -> None:
+    file, _, test = matrix.TESTS[name][1].partition("::")
+    assert f"def {test}(" in (Path(__file__).parent / file).read_text()

@@ -3,6 +3,8 @@
 import asyncio
 import os
 import signal
+import socket
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,15 +12,16 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from rlm_environments.containers import profile
+from rlm_environments.containers import image, profile
 from rlm_environments.containers.engine import Engine
 from rlm_environments.docker import DockerEnvironment, DockerSandbox
 
 from rlm_core.environment import make_environment
-from rlm_core.errors import SandboxLost
+from rlm_core.errors import ConfigError, EngineError, PolicyNotEnforceable, SandboxLost
 from rlm_core.session import Session
 from tests.conftest import Recorder, echo
 
+pytestmark = pytest.mark.needs("docker")
 SMALL: dict[str, Any] = {"memory": "512MiB", "pids": 100, "disk": "64MiB", "interrupt_grace": 0.3}
 
 
@@ -140,7 +143,7 @@ async def test_a_connection_to_the_engine_that_breaks_costs_nothing(
 async def test_memory_that_runs_out_costs_the_cell_and_not_the_session(container: DockerSandbox) -> None:
     async with Session(container, environment().spec, echo) as session:
         await session.execute("kept = bytearray(50 << 20)")
-        result = await session.execute("more = [bytes(1 << 20) for _ in range(2000)]")
+        result = await session.execute("more = [bytearray(b'x') * (1 << 20) for _ in range(2000)]")
         assert result.rolled_back and "more memory" in str(result.rollback)
         assert (await session.execute("print(len(kept))")).stdout == f"{50 << 20}\n"
 
@@ -183,3 +186,75 @@ async def test_a_killed_host_leaves_nothing_when_the_lease_is_over(
     async with asyncio.timeout(20):
         while {each.id for each in await environment().running()} - before:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
+
+
+@pytest.mark.parametrize("option", ["privileged", "volumes", "network_mode", "cap_add", "devices", "user"])
+def test_options_of_the_engine_can_not_be_passed(option: str) -> None:
+    with pytest.raises(ConfigError, match=option):
+        make_environment("docker", {option: True})
+
+
+def test_a_policy_field_that_is_not_held_is_named() -> None:
+    with pytest.raises(PolicyNotEnforceable, match="files"):
+        make_environment("docker", {"files": {"a": Path("a")}})
+
+
+async def test_an_unknown_runtime_says_what_there_is() -> None:
+    with pytest.raises(PolicyNotEnforceable, match=r"no runtime 'kata'; it has: .*runc"):
+        await environment(runtime="kata").start()
+
+
+async def test_files_that_do_not_fit_the_memory_are_refused() -> None:
+    with pytest.raises(ConfigError, match="set memory to"):
+        await environment(memory="128MiB", disk="100MiB").start()
+
+
+@pytest.mark.parametrize(
+    ("host", "said"),
+    [("unix:///nowhere/docker.sock", "no container engine at"), ("tcp://127.0.0.1:9", "no container engine")],
+)
+async def test_no_engine_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, host: str, said: str) -> None:
+    monkeypatch.setenv("DOCKER_HOST", host)
+    with pytest.raises(EngineError, match=said) as caught:
+        await environment().start()
+    assert "\n" not in str(caught.value)
+
+
+def test_an_engine_that_we_may_not_use_is_one_clear_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As another user, to whom a 0600 socket of root's is closed."""
+    program = (
+        "import os, sys; os.setuid(65534)\n"
+        "from rlm_environments.containers.engine import Engine\n"
+        "try: Engine()\nexcept Exception as error: print(type(error).__name__, error)"
+    )
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to become somebody else")
+    with socket.socket(socket.AF_UNIX) as listener:
+        path = f"/tmp/rlm-test-{os.getpid()}.sock"
+        listener.bind(path)
+        os.chmod(path, 0o600)  # noqa: PTH101
+        listener.listen()
+        done = subprocess.run(
+            [sys.executable, "-c", "import docker, rlm_environments.containers.engine\n" + program],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "DOCKER_HOST": f"unix://{path}", "HOME": "/tmp"},
+        )
+        Path(path).unlink()
+    assert done.stdout.startswith("EngineError no permission to use the engine at"), done
+
+
+async def test_an_image_that_can_not_be_pulled_says_what_else_there_is() -> None:
+    engine = Engine.connect()
+    with pytest.raises(EngineError, match="--base debian"):
+        image.build(engine, image.recipe("127.0.0.1:9/nothing:1", ()), print)
+
+
+def test_a_stale_image_is_never_used(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    current = image.find(engine, None, ())
+    assert current is not None
+    sources = image.sources()
+    monkeypatch.setattr(image, "sources", lambda: sources[1:])
+    assert image.find(engine, None, ()) is None

@@ -1,11 +1,13 @@
 """A: the agent, the worker's own machinery, and what outlives a cell. {agent} is the agent's pid on the host."""
 
-from tests.attacks.case import CONTAINERS, EVERYWHERE, ISOLATED, Case
+from tests.attacks.case import CONTAINERS, EVERYWHERE, HOST_KERNEL, ISOLATED, Case
 
 OTHERS = """
 def others():
     for path in glob.glob("/proc/[0-9]*"):
-        with open(path + "/status") as file: status = file.read()
+        try:
+            with open(path + "/status") as file: status = file.read()
+        except OSError: continue  # it has gone
         if int(status.partition("\\nUid:")[2].split()[0]) != os.getuid(): yield int(path[6:])
 """
 
@@ -26,7 +28,8 @@ def read(pid, name):
     with open(f"/proc/{pid}/{name}", "rb") as file: file.read(1)
 tried = [attempt(read, pid, name) for pid in (1, *others()) for name in names]
 print("OUTCOME", first_ok(each if each != "ENOENT" else "EACCES" for each in tried))""",
-        "EPERM or EACCES",
+        "EPERM or EACCES (gVisor shows environ, auxv and maps, in which there is nothing)",
+        HOST_KERNEL,
         control="""
 pid = os.fork()
 if pid == 0:
@@ -36,6 +39,19 @@ def read():
 outcome = attempt(read)
 os.kill(pid, 9)
 print("OUTCOME", outcome)""",
+    ),
+    Case(
+        "A02b",
+        "read or write the memory of the agent, or go through its folders",
+        OTHERS
+        + """
+names = ("mem", "cwd/x", "root/x")
+def read(pid, name):
+    with open(f"/proc/{pid}/{name}", "rb+") as file: file.read(1)
+tried = [attempt(read, pid, name) for pid in (1, *others()) for name in names]
+print("OUTCOME", first_ok(each if each != "ENOENT" else "EACCES" for each in tried))""",
+        "EPERM or EACCES",
+        control="",
     ),
     Case(
         "A03",

@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import os
+import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -71,6 +72,8 @@ class Engine:
             if context is not None and context.Name != "default":
                 kwargs = {"base_url": context.Host, "tls": context.TLSConfig or False}
         self.address = kwargs.get("base_url") or "unix:///var/run/docker.sock"
+        if self.is_local:
+            _try_socket(self.address.removeprefix("unix://"))
         return docker.APIClient(version="auto", timeout=TIMEOUT_SECONDS, **kwargs)
 
     @property
@@ -116,6 +119,13 @@ class Engine:
             raise EngineError(_explain(str(error), self.address)) from None
         except (requests.exceptions.RequestException, OSError) as error:
             raise EngineError(_explain(repr(error), self.address)) from None
+
+
+def _try_socket(path: str) -> None:
+    """Raises OSError that says why not; the SDK's says less, and leaves its socket open."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(TIMEOUT_SECONDS)
+        sock.connect(path)
 
 
 NO_PERMISSION = (

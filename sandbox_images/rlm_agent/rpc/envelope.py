@@ -76,6 +76,8 @@ class Envelope:
         self._says_hello = link_id is not None
         self._reset(link_id)
         self._pending = bytearray()
+        self._waiting = False
+        """Whether no frame has come to its end since the last beat."""
         self.held = False
         """What arrives can't be handed on at the moment, so it must not be acknowledged."""
 
@@ -116,7 +118,10 @@ class Envelope:
         self._say(Kind.HELLO, self.link_id)
 
     def beat(self) -> None:
-        """Acknowledge and show life; due regularly and when `beat_due`."""
+        """Acknowledge and show life; due regularly. Gives up a frame whose rest did not come meanwhile."""
+        if self._pending and self._waiting:
+            self._skip()
+        self._waiting = True
         if self.link_id is not None:
             self._say(Kind.BEAT, _NUMBER.pack(self._cursor))
 
@@ -177,13 +182,18 @@ class Envelope:
                     payload = bytes(pending[start + HEADER.size : end])
                     if crc == _crc(kind, stream, number, payload, self._seed_for(kind)):
                         start = end
+                        self._waiting = False
                         yield KINDS[kind], stream, number, payload
                         continue
-                found = pending.find(MAGIC, start + 1)
-                start = found if found >= 0 else max(start + 1, len(pending) - len(MAGIC) + 1)
+                start = _next_magic(pending, start + 1)
                 self._ask()
         finally:
             del pending[:start]
+
+    def _skip(self) -> None:
+        """The rest of this frame is lost: what came after it was taken for it."""
+        del self._pending[: _next_magic(self._pending, 1)]
+        self._ask()
 
     def _seed_for(self, kind: int) -> int:
         return 0 if kind in (Kind.HELLO, Kind.WELCOME) else self._seed
@@ -221,6 +231,12 @@ class Envelope:
         if self.link_id is not None and not self._asked:
             self._asked = True
             self._say(Kind.HELLO, self.link_id)
+
+
+def _next_magic(data: bytearray, start: int) -> int:
+    """Where a frame may begin; the end may be half a magic."""
+    found = data.find(MAGIC, start)
+    return found if found >= 0 else max(start, len(data) - len(MAGIC) + 1)
 
 
 def _crc(kind: int, stream: int, number: int, payload: bytes | memoryview, seed: int) -> int:

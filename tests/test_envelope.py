@@ -1,0 +1,253 @@
+"""The envelope of byte streams: whatever a stream loses, cuts, repeats or damages, nothing is lost or twice."""
+
+import asyncio
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rlm_agent.rpc.envelope import (
+    HEADER,
+    LINK_ID_BYTES,
+    MAX_PAYLOAD,
+    WINDOW,
+    Arrived,
+    Envelope,
+    EnvelopeError,
+    Kind,
+    Restarted,
+)
+from rlm_agent.rpc.tunnel import Tunnel
+
+LINK = b"0123456789abcdef"
+
+
+def pair() -> tuple[Envelope, Envelope]:
+    host, agent = Envelope(LINK), Envelope(None)
+    host.hello()
+    assert isinstance(agent.feed(host.take(1))[0], Restarted)
+    host.feed(agent.take(1))
+    return host, agent
+
+
+def payloads(events: list[Arrived | Restarted]) -> list[bytes]:
+    return [event.payload for event in events if isinstance(event, Arrived)]
+
+
+def settle(one: Envelope, other: Envelope, into_one: list[bytes], into_other: list[bytes]) -> None:
+    """Beats go back and forth over a stream that is whole again, as the timers of both ends see to."""
+    for _ in range(50):
+        into_other += payloads(other.feed(one.take(1 << 20)))
+        into_one += payloads(one.feed(other.take(1 << 20)))
+        one.beat()
+        other.beat()
+
+
+damage = st.lists(
+    st.tuples(
+        st.sampled_from(["cut", "flip", "repeat", "junk"]),
+        st.floats(0, 1),
+        st.floats(0, 0.3),
+        st.binary(max_size=40),
+    ),
+    max_size=3,
+)
+
+
+def damaged(data: bytes, how: list[tuple[str, float, float, bytes]]) -> bytes:
+    for what, where, length, junk in how:
+        start = int(where * len(data))
+        end = min(len(data), start + 1 + int(length * len(data)))
+        if what == "cut":
+            data = data[:start] + data[end:]
+        elif what == "flip" and data:
+            changed = bytearray(data)
+            changed[min(start, len(data) - 1)] ^= 0x40
+            data = bytes(changed)
+        elif what == "repeat":
+            data = data[:end] + data[start:]
+        else:
+            data = data[:start] + junk + data[start:]
+    return data
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.binary(max_size=300), st.binary(max_size=300), damage, damage, st.booleans()),
+        max_size=25,
+    )
+)
+def test_all_arrives_once_and_in_order_whatever_the_stream_does(
+    rounds: list[
+        tuple[
+            bytes, bytes, list[tuple[str, float, float, bytes]], list[tuple[str, float, float, bytes]], bool
+        ]
+    ],
+) -> None:
+    host, agent = pair()
+    down: list[bytes] = []
+    up: list[bytes] = []
+    for to_agent, to_host, harm_down, harm_up, reconnect in rounds:
+        host.send(Kind.DATA, 1, to_agent)
+        agent.send(Kind.DATA, 1, to_host)
+        if reconnect:
+            host.hello()
+        down += payloads(agent.feed(damaged(host.take(1 << 20), harm_down)))
+        up += payloads(host.feed(damaged(agent.take(1 << 20), harm_up)))
+    settle(host, agent, up, down)
+    assert down == [each[0] for each in rounds]
+    assert up == [each[1] for each in rounds]
+
+
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=30))
+def test_frames_that_come_in_pieces_are_put_together(sizes: list[int]) -> None:
+    host, agent = pair()
+    sent = [os.urandom(size) for size in sizes]
+    for each in sent:
+        host.send(Kind.DATA, 7, each)
+    stream = host.take(1 << 20)
+    arrived: list[bytes] = []
+    for start in range(0, len(stream), 13):
+        arrived += payloads(agent.feed(stream[start : start + 13]))
+    assert arrived == sent
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.binary(max_size=200), max_size=20))
+def test_no_bytes_of_a_stranger_do_harm(chunks: list[bytes]) -> None:
+    host, agent = pair()
+    for chunk in chunks:
+        assert agent.feed(chunk) == []
+        assert len(agent.take(1 << 20)) < 1000  # it asks, and does not shout
+    host.send(Kind.DATA, 1, b"after")
+    arrived: list[bytes] = []
+    settle(host, agent, [], arrived)
+    assert arrived == [b"after"]
+
+
+def test_a_sender_is_held_back_until_what_it_sent_is_acknowledged() -> None:
+    host, agent = pair()
+    agent.held = True
+    while not host.full:
+        host.send(Kind.DATA, 1, bytes(MAX_PAYLOAD))
+    agent.feed(host.take(2 * WINDOW))
+    agent.beat()
+    host.feed(agent.take(1))
+    assert host.full
+    agent.held = False
+    agent.beat()
+    host.feed(agent.take(1))
+    assert not host.full
+
+
+def test_more_than_the_window_is_the_end_of_the_link() -> None:
+    host, agent = pair()
+    agent.held = True
+    with pytest.raises(EnvelopeError):
+        for _ in range(3 * WINDOW // MAX_PAYLOAD):
+            host.send(Kind.DATA, 1, bytes(MAX_PAYLOAD))
+            agent.feed(host.take(1 << 20))
+
+
+def test_asking_again_and_again_costs_the_other_end_no_memory() -> None:
+    host, agent = pair()
+    for _ in range(30):
+        agent.send(Kind.DATA, 1, bytes(MAX_PAYLOAD))
+    for _ in range(1000):
+        host.hello()
+        agent.feed(host.take(1))
+    assert len(agent.take(1 << 20)) < (1 << 20) + 2 * MAX_PAYLOAD
+
+
+def test_a_number_that_can_not_be_is_the_end_of_the_link() -> None:
+    _, agent = pair()
+    liar = Envelope(LINK)
+    liar._expected = liar._acknowledged = 1000
+    liar.hello()
+    with pytest.raises(EnvelopeError):
+        agent.feed(liar.take(1))
+
+
+def test_another_host_begins_anew_and_frames_of_the_old_one_are_nothing() -> None:
+    old, agent = pair()
+    old.send(Kind.DATA, 1, b"old")
+    late = old.take(1 << 20)
+    new = Envelope(b"f" * LINK_ID_BYTES)
+    new.hello()
+    assert isinstance(agent.feed(new.take(1))[0], Restarted)
+    assert agent.feed(late) == []
+    new.feed(agent.take(1 << 20))
+    new.send(Kind.DATA, 1, b"new")
+    arrived: list[bytes] = []
+    settle(new, agent, [], arrived)
+    assert arrived == [b"new"]
+
+
+def test_a_header_is_what_the_contract_says() -> None:
+    assert HEADER.size == 23
+
+
+class Pipe(asyncio.WriteTransport):
+    """One way of a byte stream between two tunnels, which can be cut."""
+
+    def __init__(self, deliver: Callable[[bytes], None]) -> None:
+        super().__init__()
+        self._deliver = deliver
+        self.lost_bytes = 0
+        self.cut = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if self.cut:
+            self.lost_bytes += len(data)
+        else:
+            asyncio.get_running_loop().call_soon(self._deliver, bytes(data))
+
+
+async def test_a_tunnel_carries_connections_over_streams_that_break(tmp_path: Path) -> None:
+    async def shout(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(1 << 16):
+            writer.write(data.upper())
+            await writer.drain()
+        writer.close()
+
+    loop = asyncio.get_running_loop()
+    server = await asyncio.start_unix_server(shout, str(tmp_path / "server"))
+    host = Tunnel(Envelope(LINK))
+    agent = Tunnel(Envelope(None), lambda end: loop.create_unix_connection(end, str(tmp_path / "server")))
+    relay = await loop.create_unix_server(host.accept, str(tmp_path / "relay"))
+    down, up = Pipe(agent.feed), Pipe(host.feed)
+    agent.connected(up)
+    host.connected(down)
+    for tunnel in (host, agent):
+        tunnel.beat_every(0.02)
+    reader, writer = await asyncio.open_unix_connection(str(tmp_path / "relay"))
+    sent = os.urandom(2 << 20).hex().encode()
+    got = bytearray()
+
+    async def read() -> None:
+        while len(got) < len(sent):
+            got.extend(await reader.read(1 << 16))
+
+    async with asyncio.timeout(30):
+        reading = asyncio.create_task(read())
+        for start in range(0, len(sent), 1 << 18):
+            writer.write(sent[start : start + (1 << 18)])
+            await writer.drain()
+            down.cut = up.cut = not down.cut
+            if not down.cut:
+                host.connected(down)
+        down.cut = up.cut = False
+        host.connected(down)
+        await reading
+    assert bytes(got) == sent.upper()
+    assert down.lost_bytes or up.lost_bytes
+    writer.close()
+    await writer.wait_closed()
+    for tunnel in (host, agent):
+        tunnel.close()
+        await tunnel.closed()
+    relay.close()
+    server.close()

@@ -1,0 +1,84 @@
+"""A sandbox that is not what was asked for does not start."""
+
+import copy
+from typing import Any
+
+import pytest
+from rlm_agent.posture import look
+from rlm_environments import posture
+from rlm_environments.posture import Expected
+
+from rlm_core.errors import PolicyNotEnforceable
+
+ASKED = Expected("sandbox", memory=512 << 20, pids=164)
+GOOD: dict[str, Any] = {
+    "status": {
+        "CapInh": "0000000000000000",
+        "CapPrm": "0000000000000000",
+        "CapEff": "0000000000000000",
+        "NoNewPrivs": "1",
+        "Seccomp": "2",
+        "Uid": "190053706\t190053706\t190053706\t190053706",
+    },
+    "sockets": {"inet": "EPERM", "inet6": "EPERM", "netlink": "EPERM", "packet": "EPERM", "alg": "EPERM"},
+    "syscalls": {"io_uring_setup": "ENOSYS", "ptrace": "EPERM", "unshare_user": "EPERM"},
+    "writable": [],
+    "root_file": "EROFS",
+    "interfaces": ["lo"],
+    "devices": ["null", "zero", "shm"],
+    "memory": 512 << 20,
+    "pids": 164,
+    "environment": ["PATH"],
+    "hostname": "sandbox",
+    "set_user_id": [],
+}
+BAD: list[tuple[str, Any, str]] = [
+    ("status.CapEff", "00000000a80425fb", "capabilities"),
+    ("status.NoNewPrivs", "0", "new privileges"),
+    ("status.Seccomp", "0", "not filtered"),
+    ("status.Uid", "0\t0\t0\t0", "root"),
+    ("sockets.vsock", "ok", "vsock"),
+    ("sockets.inet", "ok", "inet"),
+    ("syscalls.ptrace", "ok", "ptrace"),
+    ("writable", ["/proc/sys/kernel/core_pattern"], "core_pattern"),
+    ("root_file", "ok", "root file system"),
+    ("interfaces", ["eth0", "lo"], "network"),
+    ("devices", ["null", "kvm"], "kvm"),
+    ("memory", None, "control groups"),
+    ("memory", 1 << 60, "memory is limited"),
+    ("pids", None, "pids is limited"),
+    ("pids", 100_000, "pids is limited"),
+    ("hostname", "build-7", "name"),
+    ("set_user_id", ["/usr/bin/su"], "set-user-id"),
+    ("status", None, "capabilities"),
+    ("devices", 7, "devices"),
+]
+
+
+def test_what_is_as_asked_passes() -> None:
+    posture.check({"posture": GOOD}, ASKED)
+
+
+@pytest.mark.parametrize(("where", "value", "named"), BAD)
+def test_what_is_not_as_asked_is_named(where: str, value: Any, named: str) -> None:
+    found = copy.deepcopy(GOOD)
+    place, _, name = where.partition(".")
+    if name:
+        found[place][name] = value
+    else:
+        found[place] = value
+    with pytest.raises(PolicyNotEnforceable, match=named):
+        posture.check({"posture": found}, ASKED)
+
+
+@pytest.mark.parametrize(
+    "greeting", [{}, {"posture": None}, {"posture": {}}, {"posture": [1]}, {"posture": "fine"}]
+)
+def test_an_agent_that_did_not_look_is_not_trusted(greeting: dict[str, Any]) -> None:
+    with pytest.raises(PolicyNotEnforceable, match="could not look"):
+        posture.check(greeting, ASKED)
+
+
+def test_an_unsandboxed_process_does_not_pass() -> None:
+    with pytest.raises(PolicyNotEnforceable, match="is not what was asked, so nothing was run in it"):
+        posture.check({"posture": look()}, ASKED)
