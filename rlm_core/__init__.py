@@ -10,6 +10,7 @@ from rlm_core.errors import (
     CallFailed,
     ConfigError,
     EmptyReply,
+    EngineError,
     LogError,
     MissingExtra,
     PolicyNotEnforceable,
@@ -27,6 +28,7 @@ from rlm_core.errors import (
 )
 from rlm_core.logger import RLMLogger
 from rlm_core.observer import Observer
+from rlm_core.pool import SandboxPool
 from rlm_core.rlm import RLM
 from rlm_core.types import (
     CodeBlock,
@@ -48,6 +50,7 @@ __all__ = [
     "CodeBlock",
     "ConfigError",
     "EmptyReply",
+    "EngineError",
     "Environment",
     "LMClient",
     "LMRequest",
@@ -71,6 +74,7 @@ __all__ = [
     "RunFailed",
     "Sandbox",
     "SandboxLost",
+    "SandboxPool",
     "SandboxSpec",
     "ScriptError",
     "ScriptedClient",

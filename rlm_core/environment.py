@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import grpc.aio
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError
@@ -85,6 +85,15 @@ class Sandbox(ABC):
         """One line on why the agent has ended; empty while it runs, after `wait` seconds at most."""
 
 
+class SandboxSource(Protocol):
+    """What a run takes its sandbox from: an environment, or a pool of one."""
+
+    @property
+    def spec(self) -> SandboxSpec: ...
+
+    async def start(self) -> Sandbox: ...
+
+
 @dataclass(frozen=True, slots=True)
 class RunningSandbox:
     """A sandbox that some host has started and that is still there."""
@@ -113,7 +122,11 @@ class Environment(ABC):
                     f"environment {self.name!r} can't enforce {field}={getattr(spec, field)!r}; "
                     f"it enforces: {', '.join(sorted(self.capabilities.enforces))}"
                 )
-        self.spec = spec
+        self._spec = spec
+
+    @property
+    def spec(self) -> SandboxSpec:
+        return self._spec
 
     @abstractmethod
     async def start(self) -> Sandbox:

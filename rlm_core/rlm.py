@@ -17,6 +17,7 @@ from rlm_core.environment import make_environment
 from rlm_core.errors import ConfigError
 from rlm_core.logger import RLMLogger, RunLog
 from rlm_core.observer import Observer
+from rlm_core.pool import SandboxPool
 from rlm_core.portal import portal
 from rlm_core.prompts import PromptConfig
 from rlm_core.run import LoopConfig, Run, Task
@@ -79,6 +80,7 @@ class RLM:
         orchestrator: adds our advice on dividing the work to the system prompt.
         user_prologue: a user message between the task and the first turn.
         observer: is told what happens as it happens.
+        pool: warm sandboxes to take one from, in the place of `environment` and `environment_kwargs`.
 
     Raises:
         ConfigError: a wrong argument, or one of the original library that is not served yet.
@@ -103,6 +105,7 @@ class RLM:
         orchestrator: bool = True,
         user_prologue: str | None = None,
         observer: Observer | None = None,
+        pool: SandboxPool | None = None,
         **not_yet: Any,
     ) -> None:
         _refuse(not_yet)
@@ -115,6 +118,9 @@ class RLM:
         _check("user_prologue", user_prologue, str, type(None))
         _check("logger", logger, RLMLogger, type(None))
         _check("observer", observer, Observer, type(None))
+        _check("pool", pool, SandboxPool, type(None))
+        if pool is not None and (environment_kwargs or environment not in ("local", pool.name)):
+            raise ConfigError(f"pool is of environment {pool.name!r}: give the policy to the pool instead")
         if max_depth not in (0, 1):
             raise ConfigError(f"max_depth={max_depth} is not served yet; this version has max_depth 0 and 1")
         if max_iterations < 1:
@@ -125,9 +131,9 @@ class RLM:
         self._backends = _backends(
             backend, backend_kwargs, other_backends, other_backend_kwargs, sampling_args, sub_sampling_args
         )
-        self._environment_name = environment
+        self._environment_name = environment if pool is None else pool.name
         self._environment_kwargs = dict(environment_kwargs or {})
-        self._environment = make_environment(environment, self._environment_kwargs)
+        self._source = pool or make_environment(environment, self._environment_kwargs)
         prompt = PromptConfig(custom_system_prompt, orchestrator, user_prologue)
         self._loop_config = LoopConfig(max_iterations, prompt)
         self._observer = observer
@@ -185,7 +191,7 @@ class RLM:
         run = Run(task, self._loop_config, broker, self._get_observer(), log)
         if self.max_depth == 0:
             return await run.ask_directly()
-        return await run.complete(self._environment)
+        return await run.complete(self._source)
 
     def _get_models(self) -> Models:
         """The clients, made when they are first needed."""

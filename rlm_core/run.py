@@ -14,7 +14,7 @@ from rlm_core.broker.call import Answer, Call, Failure
 from rlm_core.cell import CellResult
 from rlm_core.clients.base import LMRequest, LMResponse, Message
 from rlm_core.context import Encoded
-from rlm_core.environment import Environment, Sandbox
+from rlm_core.environment import Sandbox, SandboxSource
 from rlm_core.errors import EmptyReply, LogError, RLMError
 from rlm_core.feedback import TurnOutcome, feedback
 from rlm_core.logger import RunLog
@@ -64,7 +64,7 @@ class Run:
         self._in_flight = 0
         self._calls_made = 0
 
-    async def complete(self, environment: Environment) -> RLMChatCompletion:
+    async def complete(self, source: SandboxSource) -> RLMChatCompletion:
         """Run to an answer; the sandbox is gone when this returns or raises.
 
         Raises:
@@ -72,9 +72,9 @@ class Run:
         """
         self._observer.run_started(self._task.question or "", self._task.run_id)
         try:
-            sandbox = await environment.start()
+            sandbox = await source.start()
             try:
-                completion = await self._in_sandbox(sandbox, environment)
+                completion = await self._in_sandbox(sandbox, source)
             finally:
                 await finish_first(sandbox.stop())
         except BaseException as error:
@@ -107,8 +107,8 @@ class Run:
         self._observer.run_ended(completion)
         return completion
 
-    async def _in_sandbox(self, sandbox: Sandbox, environment: Environment) -> RLMChatCompletion:
-        async with Session(sandbox, environment.spec, self._handle, observer=self._observer) as session:
+    async def _in_sandbox(self, sandbox: Sandbox, source: SandboxSource) -> RLMChatCompletion:
+        async with Session(sandbox, source.spec, self._handle, observer=self._observer) as session:
             await session.put_context(self._task.encoded)
             answer = await self._turns(session)
         if answer is not None:

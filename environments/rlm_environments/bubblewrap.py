@@ -62,7 +62,7 @@ class BubblewrapEnvironment(LocalEnvironment):
         super().__init__(spec)
         if spec.network == "full":
             raise PolicyNotEnforceable("environment 'bubblewrap' has no network='full': it has no network")
-        self.spec = spec.model_copy(update={"memory": spec.memory or MEMORY})
+        self._spec = spec.model_copy(update={"memory": spec.memory or MEMORY})
 
     def _announce(self) -> None:
         """Raises PolicyNotEnforceable where this machine does not let bubblewrap work."""

@@ -1,5 +1,6 @@
 """`rlm run`: ask a question about files."""
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from rlm_core.console import ConsoleObserver, ProgressObserver
 from rlm_core.context import read_path
 from rlm_core.errors import ConfigError, RLMError, UsageError
 from rlm_core.logger import RLMLogger
+from rlm_core.pool import SandboxPool
 from rlm_core.rlm import RLM
 from rlm_core.types import RLMChatCompletion
 
@@ -28,6 +30,10 @@ def run(
     model: Annotated[str | None, typer.Option(help="Model name.")] = None,
     base_url: Annotated[str | None, typer.Option(help="Of an OpenAI-compatible server.")] = None,
     env: Annotated[str, typer.Option(help="Where the code runs.")] = "local",
+    pool: Annotated[
+        int | None,
+        typer.Option(help="Sandboxes to start at once, while the text is read, and to keep ready."),
+    ] = None,
     max_iterations: Annotated[int, typer.Option(help="Turns of the root LM.")] = 30,
     max_depth: Annotated[int, typer.Option(help="0 asks the LM directly.")] = 1,
     log_dir: Annotated[Path | None, typer.Option(help="Folder for the run's log.")] = None,
@@ -37,16 +43,19 @@ def run(
     """Ask a question about texts of any length."""
     kwargs: dict[str, Any] = {"model_name": model, "base_url": base_url}
     console = stderr_console()
+    stack = contextlib.ExitStack()
     try:
         if backend == "openai" and model is None:
             raise ConfigError("which model? pass --model NAME")
         if backend == "scripted":
             raise ConfigError("backend 'scripted' is for Python code; try: rlm demo")
+        warm = stack.enter_context(SandboxPool(env, pool)) if pool else None
         value = read_contexts(context or [])
         rlm = RLM(
             backend=backend,
             backend_kwargs={key: given for key, given in kwargs.items() if given is not None},
             environment=env,
+            pool=warm,
             max_iterations=max_iterations,
             max_depth=max_depth,
             logger=RLMLogger(log_dir) if log_dir else None,
@@ -58,6 +67,8 @@ def run(
         if as_json:
             typer.echo(json.dumps({"status": "failed", "error": str(error)}))
         fail(error, 2 if isinstance(error, UsageError) else 1)
+    finally:
+        stack.close()
     say(json.dumps(summary(completion)) if as_json else completion.response)
     if completion.status != "answered":
         typer.echo(f"rlm: no answer within {max_iterations} turns; this is the best effort", err=True)
