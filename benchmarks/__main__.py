@@ -9,10 +9,12 @@ import subprocess
 import sys
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import containers
 from benchmarks.lm_server import lm_server
 from benchmarks.ours import measure
 
@@ -49,26 +51,85 @@ def rows(ours: dict[str, float], peer: dict[str, float]) -> list[tuple[str, floa
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="benchmarks")
-    parser.add_argument("--peer", required=True, help="Python interpreter with rlms installed.")
-    arguments = parser.parse_args()
-    with lm_server() as base_url:
-        ours = asyncio.run(measure(base_url))
-        command = [arguments.peer, str(Path(__file__).parent / "peer.py"), base_url]
-        run = subprocess.run(command, capture_output=True, text=True, check=False)
-        if run.returncode:
-            sys.exit(f"the peer failed:\n{run.stderr}")
-        peer = json.loads(run.stdout.splitlines()[-1])
+def container_rows(
+    ours: dict[str, dict[str, float]], peer: dict[str, float], bare: float
+) -> list[tuple[str, list[float | None], str, str]]:
+    """What, the figure of each environment and the peer's Docker, unit, goal."""
+    goals = {1: "≤ 1.5 ms, ≥ 250×", 10: "≤ 1.5 ms", 100: "≤ 2 ms, ≥ 3,000×"}
+    names: list[tuple[str, str, float, str, str]] = [
+        (f"no-op cell, {size} MB of context", f"noop_{size}_mb_s", MS, "ms", goals[size])
+        for size in (1, 10, 100)
+    ]
+    names += [
+        ("llm_query over the LM's own time", "query_s", MS, "ms", "≤ 0.8 ms"),
+        ("200 batched", "batch_200_s", MS, "ms", ""),
+        ("context in, 100 MB", "context_100_mb_s", MS, "ms", "≤ 100 ms"),
+        (
+            "start to first cell",
+            "start_s",
+            MS,
+            "ms",
+            f"≤ {1.25 * bare * MS:.0f} ms: 1.25 × docker run … true",
+        ),
+        ("claim of a warm one to first cell", "claim_s", MS, "ms", "≤ 10 ms"),
+        ("memory of a sandbox", "sandbox_bytes", MB, "MB", ""),
+    ]
+    found: list[tuple[str, list[float | None], str, str]] = []
+    for what, key, scale, unit, goal in names:
+        figures = [each.get(key) for each in (*ours.values(), peer)]
+        found.append((what, [None if one is None else one * scale for one in figures], unit, goal))
+    return found
+
+
+def run_peer(python: str, *arguments: str) -> dict[str, float]:
+    command = [python, str(Path(__file__).parent / "peer.py"), *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    if run.returncode:
+        sys.exit(f"the peer failed:\n{run.stderr}")
+    figures: dict[str, float] = json.loads(run.stdout.splitlines()[-1])
+    return figures
+
+
+def local(python: str, base_url: str) -> dict[str, Any]:
+    ours = asyncio.run(measure(base_url))
+    peer = run_peer(python, base_url)
     table = Table("local", "ours", "rlms 0.1.3", "rlms / ours", "goal")
     for name, mine, its, unit, goal in rows(ours, peer):
         ratio = f"{its / mine:,.2f}" if its is not None else ""
         table.add_row(name, f"{mine:,.2f} {unit}", "" if its is None else f"{its:,.2f} {unit}", ratio, goal)
     Console(width=120).print(table)
+    return {"ours": ours, "rlms": peer}
+
+
+def isolated(python: str, base_url: str) -> dict[str, Any]:
+    ours = {name: asyncio.run(containers.measure(name, base_url)) for name in containers.ENVIRONMENTS}
+    bare = containers.bare_run()
+    peer = run_peer(python, base_url, containers.peer_image())
+    table = Table("isolated", *ours, "rlms 0.1.3 docker", "rlms / docker", "goal")
+    for name, figures, unit, goal in container_rows(ours, peer, bare):
+        shown = ["" if one is None else f"{one:,.2f} {unit}" for one in figures]
+        ratio = f"{figures[-1] / figures[0]:,.1f}" if figures[0] and figures[-1] else ""
+        table.add_row(name, *shown, ratio, goal)
+    Console(width=150).print(table)
+    return {"ours": ours, "rlms": peer, "bare_docker_run_s": bare}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks")
+    parser.add_argument("--peer", required=True, help="Python interpreter with rlms installed.")
+    parser.add_argument("--only", choices=["local", "isolated"], help="Measure a part.")
+    arguments = parser.parse_args()
+    parts = {"local": local, "isolated": isolated}
+    with lm_server() as base_url:
+        figures = {
+            name: part(arguments.peer, base_url)
+            for name, part in parts.items()
+            if arguments.only in (None, name)
+        }
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"local_{datetime.now():%Y-%m-%d_%H-%M-%S}.json"
+    path = RESULTS / f"{datetime.now():%Y-%m-%d_%H-%M-%S}.json"
     machine = {"cores": os.cpu_count(), "python": platform.python_version(), "kernel": platform.release()}
-    path.write_text(json.dumps({"machine": machine, "ours": ours, "rlms": peer}, indent=1) + "\n")
+    path.write_text(json.dumps({"machine": machine, **figures}, indent=1) + "\n")
     print(path)
 
 

@@ -88,5 +88,42 @@ def log() -> dict:
         return {"log_bytes": sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())}
 
 
+def docker(base_url, image) -> dict:
+    """Its Docker environment, on an image that has what it needs."""
+    from rlm.environments.docker_repl import DockerREPL
+
+    client = get_client("openai", {"model_name": "m", "base_url": base_url, "api_key": "k"})
+    handler = LMHandler(client)
+    handler.start()
+    address = (handler.host, handler.port)
+    found = {}
+    for megabytes in (1, 10, 100):
+        repl = DockerREPL(
+            image=image, lm_handler_address=address, context_payload="x" * (megabytes * 1_000_000)
+        )
+        found[f"noop_{megabytes}_mb_s"] = median_of(lambda repl=repl: repl.execute_code("pass"), 3)
+        if megabytes == 1:
+            one = median_of(lambda repl=repl: repl.execute_code("llm_query('x')"), 5)
+            batch = median_of(lambda repl=repl: repl.execute_code("r = llm_query_batched(['x'] * 200)"), 3)
+            found |= {"query_s": one - found["noop_1_mb_s"], "batch_200_s": batch - found["noop_1_mb_s"]}
+        repl.cleanup()
+
+    def once() -> None:
+        repl = DockerREPL(image=image, lm_handler_address=address, context_payload="x")
+        repl.execute_code("pass")
+        seconds.append(time.perf_counter() - begun)
+        repl.cleanup()
+
+    seconds = []
+    for _ in range(3):
+        begun = time.perf_counter()
+        once()
+    handler.stop()
+    return {**found, "start_s": statistics.median(seconds)}
+
+
 if __name__ == "__main__":
-    print(json.dumps({**cells(), **queries(sys.argv[1]), **start(), **log()}))
+    if len(sys.argv) > 2:
+        print(json.dumps(docker(sys.argv[1], sys.argv[2])))
+    else:
+        print(json.dumps({**cells(), **queries(sys.argv[1]), **start(), **log()}))

@@ -24,7 +24,12 @@ KEYS = (
     "PRIME_API_KEY",
 )
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-SMOKE_CELL = "import os\nbefore = 1\n"
+SMOKE_CELL = """
+import os
+before = 1
+try: import numpy  # some builds of gVisor die of it
+except ImportError: pass
+"""
 CRASH_CELL = "before = 2\nos._exit(7)\n"
 
 
@@ -38,6 +43,7 @@ class EnvironmentReport:
     cannot_enforce: list[str] = field(default_factory=list)
     problem: str | None = None
     agent_build: str | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +89,9 @@ def _try_environment(name: str) -> EnvironmentReport:
     capabilities = type(environment).capabilities
     problem: str | None = None
     build: str | None = None
+    notes: list[str] = []
     try:
+        notes = portal().run(environment.notes())
         build = portal().run(_smoke(environment))
     except RLMError as error:
         problem = str(error)
@@ -96,6 +104,7 @@ def _try_environment(name: str) -> EnvironmentReport:
         cannot_enforce=sorted(set(SandboxSpec.model_fields) - capabilities.enforces),
         problem=problem,
         agent_build=build,
+        notes=notes,
     )
 
 

@@ -42,6 +42,7 @@ class SandboxSpec(BaseModel):
     """Kept from the head of each of a cell's stdout and stderr, and as much from the tail."""
     env: Mapping[str, str] = Field(default_factory=dict)
     files: Mapping[str, Path] | None = None
+    """Files of the host, by their path in each session's working folder."""
     image: str | None = None
     """`minimal` or `data` (numpy, pandas, scipy), or the base to build on; `debian` needs no registry."""
     packages: tuple[str, ...] | None = None
@@ -137,6 +138,10 @@ class Environment(ABC):
             EngineError: where it would run is not there, or refuses.
             PolicyNotEnforceable: the policy does not hold there; nothing is left running.
         """
+
+    async def notes(self) -> list[str]:
+        """What a user should know of where it would run: versions, and what is wrong with them."""
+        return []
 
     async def attach(self, sandbox_id: str, token: str) -> Sandbox:
         """Take over a sandbox whose host has gone."""

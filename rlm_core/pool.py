@@ -76,6 +76,11 @@ class SandboxPool:
                 return sandbox
             await finish_first(sandbox.stop())
 
+    async def filled(self) -> None:
+        """Wait until those that are on their way have come up; for the library's own loop."""
+        while self._starting:
+            await asyncio.wait(self._starting)
+
     def _fill(self, size: int) -> None:
         while len(self._ready) + len(self._starting) < size and not self._closed:
             starting = asyncio.ensure_future(self._start_one())

@@ -116,6 +116,8 @@ class Session:
         self.python_version = told(response.capabilities.python_version)
         await self._connect()
         self._reader = asyncio.create_task(self._read())
+        for name, path in (spec.files or {}).items():
+            await self.put_file(name, path)
 
     async def put_context(self, value: Any) -> int:
         """Bind the next `context_<n>`, and `context` to it; returns n. Takes a value, or one encoded.
@@ -141,6 +143,22 @@ class Session:
         finally:
             path.unlink(missing_ok=True)
         return index
+
+    async def put_file(self, name: str, path: Path) -> None:
+        """Copy a file of the host's into the session's working folder.
+
+        Raises:
+            ConfigError: it can't be read, or its name is not within the folder.
+        """
+        try:
+            size = await asyncio.to_thread(lambda: path.stat().st_size)
+            file = await asyncio.to_thread(path.open, "rb")
+        except OSError as error:
+            raise ConfigError(f"files: {name}: {error.strerror}: {path}") from None
+        with file:
+            seconds = limits.START_SECONDS + size / limits.CONTEXT_BYTES_PER_SECOND
+            header = pb.FileHeader(session_id=self.id, path=name, size_bytes=size)
+            await self._ask(self._stub.PutFile, _file_parts(header, file), timeout=seconds)
 
     async def execute(self, code: str, *, timeout: float | None = None) -> CellResult:
         """Run a cell to its end. Cancelling this interrupts the cell.
@@ -413,6 +431,12 @@ async def _parts(header: pb.ContextHeader, encoded: Encoded | None) -> AsyncIter
 def _sendable(code: str) -> str:
     """A lone surrogate can't be sent; as an escape it means the same inside a string literal."""
     return code.encode("utf-8", "backslashreplace").decode()
+
+
+async def _file_parts(header: pb.FileHeader, file: io.BufferedReader) -> AsyncIterator[pb.PutFileRequest]:
+    yield pb.PutFileRequest(header=header)
+    while chunk := await asyncio.to_thread(file.read, limits.CHUNK):
+        yield pb.PutFileRequest(chunk=chunk)
 
 
 def _write_new(path: Path, encoded: Encoded) -> None:

@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from rlm_environments.containers import image, profile
-from rlm_environments.containers.engine import Engine
+from rlm_environments.containers.engine import Engine, _is_mended
 from rlm_environments.docker import DockerEnvironment, DockerSandbox
 
 from rlm_core.environment import make_environment
 from rlm_core.errors import ConfigError, EngineError, PolicyNotEnforceable, SandboxLost
 from rlm_core.session import Session
 from tests.conftest import Recorder, echo
+from tests.support.engine_relay import EngineRelay
 
 pytestmark = pytest.mark.needs("docker")
 SMALL: dict[str, Any] = {"memory": "512MiB", "pids": 100, "disk": "64MiB", "interrupt_grace": 0.3}
@@ -194,11 +195,6 @@ def test_options_of_the_engine_can_not_be_passed(option: str) -> None:
         make_environment("docker", {option: True})
 
 
-def test_a_policy_field_that_is_not_held_is_named() -> None:
-    with pytest.raises(PolicyNotEnforceable, match="files"):
-        make_environment("docker", {"files": {"a": Path("a")}})
-
-
 async def test_an_unknown_runtime_says_what_there_is() -> None:
     with pytest.raises(PolicyNotEnforceable, match=r"no runtime 'kata'; it has: .*runc"):
         await environment(runtime="kata").start()
@@ -258,3 +254,52 @@ def test_a_stale_image_is_never_used(engine: Engine, monkeypatch: pytest.MonkeyP
     sources = image.sources()
     monkeypatch.setattr(image, "sources", lambda: sources[1:])
     assert image.find(engine, None, ()) is None
+
+
+@pytest.mark.parametrize(
+    ("version", "mended"),
+    [
+        ("1.1.5+ds1", False),
+        ("1.2.7", False),
+        ("1.2.8", True),
+        ("1.3.0", False),
+        ("1.3.3", True),
+        ("1.4.0", True),
+    ],
+)
+def test_versions_of_runc_with_known_holes_are_told(version: str, mended: bool) -> None:
+    assert _is_mended(version) is mended
+
+
+async def test_a_remote_engine_gets_the_context_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "In the beginning " * 200_000
+    async with EngineRelay() as relay:
+        monkeypatch.setenv("DOCKER_HOST", relay.address)
+        sandbox = await environment().start()
+        assert sandbox.shared_folder is None
+        async with Session(sandbox, environment().spec, echo) as session:
+            await session.put_context(text)
+            result = await session.execute("print(len(context), llm_query('far'))")
+            assert result.stdout == f"{len(text)} echo far\n"
+        await sandbox.stop()
+
+
+async def test_an_engine_that_stops_in_the_middle_of_a_run_is_one_clear_line(
+    monkeypatch: pytest.MonkeyPatch, engine: Engine, recorder: Recorder
+) -> None:
+    path = f"/tmp/rlm-test-engine-{os.getpid()}.sock"
+    async with EngineRelay(path) as relay:
+        monkeypatch.setenv("DOCKER_HOST", relay.address)
+        made = environment(lease=2)
+        sandbox = await made.start()
+        async with Session(sandbox, made.spec, echo, observer=recorder) as session:
+            running = asyncio.create_task(
+                session.execute("import time\nprint('on', flush=True)\ntime.sleep(600)")
+            )
+            await recorder.saw("on")
+            relay.stop()
+            with pytest.raises(SandboxLost, match="no container engine") as caught:
+                await running
+            assert "\n" not in str(caught.value)
+        await sandbox.stop()
+    await gone_within(engine, sandbox.id, 20)

@@ -32,7 +32,7 @@ def test_the_readmes_commands_are_these_and_each_is_run() -> None:
     assert commands[:2] == ["make demo", "make test"]
     assert commands[2] == "pip install rlm-sandbox"
     assert commands[3].startswith("rlm run ") and len(commands) == 4
-    assert "make lint\nmake test\n" in (ROOT / ".ci" / "run").read_text()
+    assert ".ci/engine\nmake lint\nmake test\n" in (ROOT / ".ci" / "run").read_text()
 
 
 def test_make_demo_runs(tmp_path: Path) -> None:
@@ -139,3 +139,40 @@ def test_the_installed_wheel_runs_a_cell_from_its_own_files(tmp_path: Path) -> N
     )
     assert done.returncode == 0, done.stderr
     assert all(path.startswith(str(target)) for path in done.stdout.split()), done.stdout
+
+
+SANDBOXES = (ROOT / "docs" / "sandboxes.md").read_text()
+
+
+@pytest.mark.needs("docker")
+@pytest.mark.parametrize(
+    "command",
+    [line for name, text in BLOCK.findall(SANDBOXES) if name == "bash" for line in text.splitlines()],
+)
+def test_the_commands_about_sandboxes_run(command: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        shlex.split(command),
+        cwd=tmp_path,
+        env={**os.environ, **environment()},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.needs("docker")
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_snippets_about_sandboxes_run(number: int, tmp_path: Path) -> None:
+    (tmp_path / "war_and_peace.txt").write_text("Pierre. " * 1000)
+    snippet = [text for name, text in BLOCK.findall(SANDBOXES) if name == "python"][number]
+    with lm_server(lambda request: ANSWER) as server:
+        done = subprocess.run(
+            [sys.executable, "-c", snippet],
+            cwd=tmp_path,
+            env={**os.environ, **environment(OPENAI_BASE_URL=server.base_url, OPENAI_API_KEY="not a key")},
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+    assert done.stdout == "Pierre\n", done.stderr

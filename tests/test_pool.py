@@ -13,8 +13,8 @@ from tests.support.machine import missing
 
 async def filled(pool: SandboxPool, size: int) -> None:
     async with asyncio.timeout(30):
-        while pool.ready < size:
-            await asyncio.sleep(0.01)  # in the library's loop, where they come up
+        await pool.filled()
+    assert pool.ready == size
 
 
 def scripted(runs: int = 1) -> ScriptedClient:

@@ -47,6 +47,7 @@ class BubblewrapEnvironment(LocalEnvironment):
                 "cell_timeout",
                 "disk",
                 "env",
+                "files",
                 "interrupt_grace",
                 "lifetime",
                 "memory",

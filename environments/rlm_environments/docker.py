@@ -52,7 +52,7 @@ class DockerEnvironment(Environment):
     name: ClassVar[str] = "docker"
     capabilities: ClassVar[Capabilities] = Capabilities(
         isolated=True,
-        enforces=frozenset(SandboxSpec.model_fields) - {"files"},
+        enforces=frozenset(SandboxSpec.model_fields),
         summary="a container without network, capabilities or a writable mount",
     )
 
@@ -72,6 +72,9 @@ class DockerEnvironment(Environment):
                 why = str(error) or f"not within {limits.START_SECONDS:g} s"
                 raise SandboxLost(f"the container did not start: {sandbox.last_words() or why}") from None
             raise
+
+    async def notes(self) -> list[str]:
+        return await asyncio.to_thread(lambda: Engine.connect().notes())
 
     async def attach(self, sandbox_id: str, token: str) -> "DockerSandbox":
         """Take over a sandbox whose host has gone, or that another process has started."""
@@ -140,7 +143,9 @@ class DockerSandbox(Sandbox):
     async def create(self, tag: str) -> None:
         """Create the container, attach, and start it."""
         context = await asyncio.to_thread(self._make_context_folder) if self._engine.is_local else None
-        body = profile.container(self._asked, self._engine, image=tag, labels=self._labels(), context=context)
+        body = profile.container(
+            self._asked, self._engine, image=tag, labels=self._labels(), lease=self._lease, context=context
+        )
         track(self)
         self.container = await self._in_thread(lambda: self._create(body))
         await self._attach()

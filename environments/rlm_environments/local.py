@@ -37,7 +37,7 @@ class LocalEnvironment(Environment):
     name: ClassVar[str] = "local"
     capabilities: ClassVar[Capabilities] = Capabilities(
         isolated=False,
-        enforces=frozenset({"memory", "cell_timeout", "interrupt_grace", "output_bytes", "env"}),
+        enforces=frozenset({"memory", "cell_timeout", "interrupt_grace", "output_bytes", "env", "files"}),
         summary="a process of its own with your libraries; no security boundary",
     )
 

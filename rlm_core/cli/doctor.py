@@ -29,6 +29,8 @@ def _show(report: Report, console: Console) -> None:
     console.print(table)
     for environment in report.environments:
         console.print(f"\n[bold]{environment.name}[/bold]: {escape(_state(environment))}")
+        for note in environment.notes:
+            console.print(f"  {escape(note)}")
         console.print(f"  enforces: {', '.join(environment.enforces) or 'nothing'}")
         console.print(f"  can't enforce: {', '.join(environment.cannot_enforce) or 'nothing'}")
 

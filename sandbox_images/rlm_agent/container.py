@@ -1,4 +1,4 @@
-"""The first process of a container: `python -I -m rlm_agent.container`.
+"""The first process of a container: `python -I -m rlm_agent.container LEASE`.
 
 It is the supervisor, root with SETUID, SETGID and KILL. It forks the agent, which becomes a user of its own
 and loads gRPC; sessions are then forks of a process that has neither gRPC nor the token.
@@ -15,7 +15,7 @@ from rlm_agent.supervisor import Supervisor
 from rlm_agent.worker import process
 from rlm_agent.worker.link import Link
 
-START_SECONDS = 60
+START_SECONDS = 10
 
 
 def main() -> NoReturn:
@@ -35,7 +35,8 @@ def main() -> NoReturn:
 def _be_the_agent(supervisor: socket.socket) -> NoReturn:
     users.become(users.AGENT_USER)
     process.die_with_parent()
-    signal.alarm(START_SECONDS)  # a host that was killed before it said anything will never say it
+    # A host that was killed before it said anything will never say it.
+    signal.alarm(max(START_SECONDS, int(sys.argv[1]) if len(sys.argv) > 1 else 0))
     from rlm_agent.__main__ import run
 
     run(supervisor)

@@ -25,6 +25,7 @@ class Kind(IntEnum):
     LIST = 3
     READ = 4
     FORK = 5
+    FILE = 6
     # worker → agent
     READY = 10
     RESULT = 11

@@ -11,6 +11,8 @@ MAX_CODE = 1 << 20
 MAX_PROMPT = 4 << 20
 MAX_ANSWER = 4 << 20
 MAX_CONTEXT = 64 << 30
+MAX_FILE = 4 << 30
+MAX_PATH_CHARS = 1_000
 
 MAX_FRAME_HEADER = 1 << 20
 """JSON header of one frame from a worker: room for all that it cuts to its own limits, each character

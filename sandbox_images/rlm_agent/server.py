@@ -7,7 +7,7 @@ import re
 import secrets
 from collections import defaultdict
 from collections.abc import AsyncIterator, Coroutine
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 
 import grpc.aio
@@ -84,6 +84,25 @@ class AgentService(rpc.AgentServiceServicer):
         finally:
             path.unlink(missing_ok=True)
         return pb.PutContextResponse()
+
+    async def PutFile(
+        self, request_iterator: AsyncIterator[pb.PutFileRequest], context: Context
+    ) -> pb.PutFileResponse:
+        first = await anext(aiter(request_iterator), pb.PutFileRequest())
+        header = first.header
+        session = self._session(header.session_id)
+        parts = PurePosixPath(header.path).parts
+        if not parts or parts[0] == "/" or ".." in parts or len(header.path) > limits.MAX_PATH_CHARS:
+            raise errors.Invalid(f"a file needs a path within the working folder, not {header.path!r}")
+        if header.size_bytes > limits.MAX_FILE:
+            raise errors.Invalid(f"a file has at most {limits.MAX_FILE:,} bytes")
+        path = self._folders.incoming / secrets.token_hex(8)
+        try:
+            await _receive(request_iterator, path, header.size_bytes)
+            await session.put_file(header.path, path)
+        finally:
+            path.unlink(missing_ok=True)
+        return pb.PutFileResponse()
 
     async def Connect(  # type: ignore[override]
         self, request_iterator: AsyncIterator[pb.ConnectRequest], context: Context
@@ -226,16 +245,16 @@ async def _follow(events: AsyncIterator[pb.CellEvent], outbox: asyncio.Queue[Out
         outbox.put_nowait(pb.AgentMessage(event=event))
 
 
-async def _receive(requests: AsyncIterator[pb.PutContextRequest], path: Path, size: int) -> None:
+async def _receive(requests: AsyncIterator[Any], path: Path, size: int) -> None:
     received = 0
     with path.open("wb") as file:
         async for request in requests:
             received += len(request.chunk)
             if len(request.chunk) > limits.MAX_CHUNK or received > size:
-                raise errors.Invalid("more bytes than the context's header or the chunk limit allow")
+                raise errors.Invalid("more bytes than the header or the chunk limit allow")
             file.write(request.chunk)
     if received != size:
-        raise errors.Invalid(f"the context ended after {received:,} of {size:,} bytes")
+        raise errors.Invalid(f"the stream ended after {received:,} of {size:,} bytes")
 
 
 def _session_config(request: pb.OpenSessionRequest, config: AgentConfig) -> SessionConfig:

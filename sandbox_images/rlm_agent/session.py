@@ -62,6 +62,7 @@ class Session:
         self._supervision = supervision
         self._up: Up | None = None
         self._cells: OrderedDict[str, Cell] = OrderedDict()
+        self._files: dict[str, int] = {}
         self._contexts: dict[int, asyncio.Task[None]] = {}
         self._turn = asyncio.Lock()
         self._ready = asyncio.Event()
@@ -195,6 +196,17 @@ class Session:
             self._contexts.pop(index, None)
             raise
 
+    async def put_file(self, name: str, path: Path) -> None:
+        """Raises Invalid when the worker could not write it. The same file again is the same request."""
+        size = path.stat().st_size
+        if self._files.get(name) == size:
+            return
+        with path.open("rb") as file:
+            header = {"cell": f"file {name}", "path": name}
+            ended = await self._perform(Frame(Kind.FILE, header), 0, fds=[file.fileno()])
+        self._check_loaded(ended, "file")
+        self._files[name] = size
+
     async def list_variables(self) -> list[list[str]]:
         """Name, type name and short repr of each; taken from a worker, so each is checked."""
         found = (await self._look(Frame(Kind.LIST)))[0].get("variables")
@@ -253,12 +265,15 @@ class Session:
         header = {"cell": f"context_{index}", "index": index, "kind": kind}
         with path.open("rb") as file:  # opened here: the worker's user may not
             ended = await self._perform(Frame(Kind.CONTEXT, header), 0, fds=[file.fileno()])
+        self._check_loaded(ended, "context")
+
+    def _check_loaded(self, ended: Frame | Death, what: str) -> None:
         if isinstance(ended, Death):
-            raise Invalid(f"loading the context killed the worker: {describe_death(ended)}")
+            raise Invalid(f"loading the {what} killed the worker: {describe_death(ended)}")
         if ended.header.get("status") != "ok":
             error = ended.header.get("error") or {}
             raise Invalid(
-                f"the worker could not load the context: {error.get('type')}: {error.get('message')}"
+                f"the worker could not load the {what}: {error.get('type')}: {error.get('message')}"
             )
 
     async def _look(self, frame: Frame) -> tuple[dict[str, Any], bytes]:

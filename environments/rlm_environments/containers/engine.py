@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import os
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -98,6 +99,20 @@ class Engine:
             rootless="rootless" in security,
         )
 
+    def notes(self) -> list[str]:
+        """Versions, and what is known to be wrong with them."""
+        with self.errors():
+            parts: list[dict[str, Any]] = self.api.version().get("Components") or []
+        versions = {str(part.get("Name")): told(str(part.get("Version"))) for part in parts}
+        found = [f"engine {self.info.version} at {self.address}; runtimes: {', '.join(self.info.runtimes)}"]
+        runc = versions.get("runc", "")
+        if runc and not _is_mended(runc):
+            found.append(
+                f"warning: runc {runc} has known ways out of a container (CVE-2025-31133, -52565, -52881): "
+                "1.2.8, 1.3.3 or newer has not, and runtime='runsc' (gVisor) does without runc"
+            )
+        return found + [f"warning: {warning}" for warning in self.info.warnings]
+
     def check(self, runtime: str | None) -> None:
         """Raises PolicyNotEnforceable where this engine can't hold the profile."""
         info = self.info
@@ -119,6 +134,11 @@ class Engine:
             raise EngineError(_explain(str(error), self.address)) from None
         except (requests.exceptions.RequestException, OSError) as error:
             raise EngineError(_explain(repr(error), self.address)) from None
+
+
+def _is_mended(runc: str) -> bool:
+    version = tuple(int(part) for part in re.findall(r"\d+", runc)[:3])
+    return version >= (1, 3, 3) or (1, 2, 8) <= version < (1, 3)
 
 
 def _try_socket(path: str) -> None:

@@ -1,5 +1,6 @@
 """The policy of a sandbox, compiled to what a container engine is asked for."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,13 @@ class Profile:
 
 
 def container(
-    profile: Profile, engine: Engine, *, image: str, labels: dict[str, str], context: Path | None
+    profile: Profile,
+    engine: Engine,
+    *,
+    image: str,
+    labels: dict[str, str],
+    lease: float,
+    context: Path | None,
 ) -> dict[str, Any]:
     """The body of the engine's create request."""
     host = engine.api.create_host_config(
@@ -127,7 +134,7 @@ def container(
     return {
         "Image": image,
         "Entrypoint": AGENT,
-        "Cmd": [],
+        "Cmd": [str(math.ceil(lease))],
         "User": "0:0",
         "WorkingDir": "/",
         "Hostname": HOSTNAME,

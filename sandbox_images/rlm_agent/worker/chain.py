@@ -133,6 +133,8 @@ class Worker:
             action: Callable[[], Any] = lambda: self._repl.execute(frame.body.decode())  # noqa: E731
         elif frame.kind is Kind.CONTEXT:
             action = lambda: self._put_context(fds[0], header["kind"], header["index"])  # noqa: E731
+        elif frame.kind is Kind.FILE:
+            action = lambda: context.write_file(fds[0], header["path"])  # noqa: E731
         else:
             self._tell_variables(frame)
             return False

@@ -24,6 +24,15 @@ def load(fd: int, kind: str) -> Any:
             return decode(view, kind)
 
 
+def write_file(fd: int, path: str) -> None:
+    """Copy a file that the agent has opened into the working folder."""
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    with open(path, "xb") as target:
+        offset = 0
+        while sent := os.sendfile(target.fileno(), fd, offset, 1 << 24):
+            offset += sent
+
+
 def decode(data: memoryview, kind: str) -> Any:
     if kind == "bytes":
         return bytes(data)

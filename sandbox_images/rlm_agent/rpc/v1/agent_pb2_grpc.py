@@ -49,6 +49,11 @@ class AgentServiceStub(object):
                 request_serializer=rlm__agent_dot_rpc_dot_v1_dot_agent__pb2.PutContextRequest.SerializeToString,
                 response_deserializer=rlm__agent_dot_rpc_dot_v1_dot_agent__pb2.PutContextResponse.FromString,
                 _registered_method=True)
+        self.PutFile = channel.stream_unary(
+                '/rlm_agent.rpc.v1.AgentService/PutFile',
+                request_serializer=rlm__agent_dot_rpc_dot_v1_dot_agent__pb2.PutFileRequest.SerializeToString,
+                response_deserializer=rlm__agent_dot_rpc_dot_v1_dot_agent__pb2.PutFileResponse.FromString,
+                _registered_method=True)
         self.Connect = channel.stream_stream(
                 '/rlm_agent.rpc.v1.AgentService/Connect',
                 request_serializer=rlm__agent_dot_rpc_dot_v1_dot_agent__pb2.ConnectRequest.SerializeToString,
@@ -100,6 +105,13 @@ class AgentServiceServicer(object):
 
     def PutContext(self, request_iterator, context):
         """Binds the next `context` variable, from chunks of at most 1 MiB or from a file of the host.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PutFile(self, request_iterator, context):
+        """Puts a file into the session's working folder, in chunks of at most 1 MiB.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -161,6 +173,11 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     servicer.PutContext,
                     request_deserializer=rlm__agent_dot_rpc_dot_v1_dot_agent__pb2.PutContextRequest.FromString,
                     response_serializer=rlm__agent_dot_rpc_dot_v1_dot_agent__pb2.PutContextResponse.SerializeToString,
+            ),
+            'PutFile': grpc.stream_unary_rpc_method_handler(
+                    servicer.PutFile,
+                    request_deserializer=rlm__agent_dot_rpc_dot_v1_dot_agent__pb2.PutFileRequest.FromString,
+                    response_serializer=rlm__agent_dot_rpc_dot_v1_dot_agent__pb2.PutFileResponse.SerializeToString,
             ),
             'Connect': grpc.stream_stream_rpc_method_handler(
                     servicer.Connect,
@@ -274,6 +291,33 @@ class AgentService(object):
             '/rlm_agent.rpc.v1.AgentService/PutContext',
             rlm__agent_dot_rpc_dot_v1_dot_agent__pb2.PutContextRequest.SerializeToString,
             rlm__agent_dot_rpc_dot_v1_dot_agent__pb2.PutContextResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PutFile(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/rlm_agent.rpc.v1.AgentService/PutFile',
+            rlm__agent_dot_rpc_dot_v1_dot_agent__pb2.PutFileRequest.SerializeToString,
+            rlm__agent_dot_rpc_dot_v1_dot_agent__pb2.PutFileResponse.FromString,
             options,
             channel_credentials,
             insecure,

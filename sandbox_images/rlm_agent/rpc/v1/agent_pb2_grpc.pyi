@@ -46,6 +46,8 @@ class AgentServiceStub:
     """Ends a session and every process it left behind."""
     PutContext: _grpc.StreamUnaryMultiCallable[_agent_pb2.PutContextRequest, _agent_pb2.PutContextResponse]
     """Binds the next `context` variable, from chunks of at most 1 MiB or from a file of the host."""
+    PutFile: _grpc.StreamUnaryMultiCallable[_agent_pb2.PutFileRequest, _agent_pb2.PutFileResponse]
+    """Puts a file into the session's working folder, in chunks of at most 1 MiB."""
     Connect: _grpc.StreamStreamMultiCallable[_agent_pb2.ConnectRequest, _agent_pb2.ConnectResponse]
     """The session's one long stream: cells and replies go down, events and calls come up."""
     InterruptCell: _grpc.UnaryUnaryMultiCallable[_agent_pb2.InterruptCellRequest, _agent_pb2.InterruptCellResponse]
@@ -65,6 +67,8 @@ class AgentServiceAsyncStub(AgentServiceStub):
     """Ends a session and every process it left behind."""
     PutContext: _aio.StreamUnaryMultiCallable[_agent_pb2.PutContextRequest, _agent_pb2.PutContextResponse]  # type: ignore[assignment]
     """Binds the next `context` variable, from chunks of at most 1 MiB or from a file of the host."""
+    PutFile: _aio.StreamUnaryMultiCallable[_agent_pb2.PutFileRequest, _agent_pb2.PutFileResponse]  # type: ignore[assignment]
+    """Puts a file into the session's working folder, in chunks of at most 1 MiB."""
     Connect: _aio.StreamStreamMultiCallable[_agent_pb2.ConnectRequest, _agent_pb2.ConnectResponse]  # type: ignore[assignment]
     """The session's one long stream: cells and replies go down, events and calls come up."""
     InterruptCell: _aio.UnaryUnaryMultiCallable[_agent_pb2.InterruptCellRequest, _agent_pb2.InterruptCellResponse]  # type: ignore[assignment]
@@ -99,6 +103,14 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_agent_pb2.PutContextResponse, _abc.Awaitable[_agent_pb2.PutContextResponse]]:
         """Binds the next `context` variable, from chunks of at most 1 MiB or from a file of the host."""
+
+    @_abc_1.abstractmethod
+    def PutFile(
+        self,
+        request_iterator: _MaybeAsyncIterator[_agent_pb2.PutFileRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.PutFileResponse, _abc.Awaitable[_agent_pb2.PutFileResponse]]:
+        """Puts a file into the session's working folder, in chunks of at most 1 MiB."""
 
     @_abc_1.abstractmethod
     def Connect(
