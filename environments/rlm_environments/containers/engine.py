@@ -60,11 +60,6 @@ class Engine:
 
     def __init__(self) -> None:
         """Raises EngineError when no engine answers."""
-        self.address = "the engine"
-        with self.errors():
-            self.api = self._connect()
-
-    def _connect(self) -> docker.APIClient:
         kwargs: dict[str, Any] = {}
         if os.environ.get("DOCKER_HOST"):
             kwargs = dict(kwargs_from_env())
@@ -72,10 +67,9 @@ class Engine:
             context = ContextAPI.get_current_context()
             if context is not None and context.Name != "default":
                 kwargs = {"base_url": context.Host, "tls": context.TLSConfig or False}
-        self.address = kwargs.get("base_url") or "unix:///var/run/docker.sock"
-        if self.is_local:
-            _try_socket(self.address.removeprefix("unix://"))
-        return docker.APIClient(version="auto", timeout=TIMEOUT_SECONDS, **kwargs)
+        self.address = str(kwargs.get("base_url") or "unix:///var/run/docker.sock")
+        with self.errors():
+            self.api = docker.APIClient(version="auto", timeout=TIMEOUT_SECONDS, **kwargs)
 
     @property
     def is_local(self) -> bool:
@@ -129,6 +123,8 @@ class Engine:
     def errors(self) -> Iterator[None]:
         """Raises EngineError in the place of what the SDK raises."""
         try:
+            if self.is_local:
+                _try_socket(self.address.removeprefix("unix://"))
             yield
         except docker.errors.DockerException as error:
             raise EngineError(_explain(str(error), self.address)) from None
