@@ -103,6 +103,8 @@ def docker(base_url, image) -> dict:
         )
         found[f"noop_{megabytes}_mb_s"] = median_of(lambda repl=repl: repl.execute_code("pass"), 3)
         if megabytes == 1:
+            answer = repl.execute_code("print(llm_query('x'))").stdout
+            assert answer.strip() and "Error" not in answer, answer
             one = median_of(lambda repl=repl: repl.execute_code("llm_query('x')"), 5)
             batch = median_of(lambda repl=repl: repl.execute_code("r = llm_query_batched(['x'] * 200)"), 3)
             found |= {"query_s": one - found["noop_1_mb_s"], "batch_200_s": batch - found["noop_1_mb_s"]}

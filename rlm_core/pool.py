@@ -18,6 +18,8 @@ from rlm_core.tasks import finish_first
 log = logging.getLogger("rlm_core.pool")
 
 MAX_SIZE = 64
+REFILL_SECONDS = 0.1
+"""After a claim: a start takes the processors that the first cell of the claimed one wants."""
 
 
 class SandboxPool:
@@ -71,7 +73,7 @@ class SandboxPool:
                 self._fill(self._size)
                 return await self._environment.start()
             sandbox = self._ready.popleft()
-            self._fill(self._size)
+            asyncio.get_running_loop().call_later(REFILL_SECONDS, self._fill, self._size)
             if not await sandbox.epitaph():
                 return sandbox
             await finish_first(sandbox.stop())

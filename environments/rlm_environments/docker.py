@@ -65,6 +65,7 @@ class DockerEnvironment(Environment):
             async with asyncio.timeout(limits.START_SECONDS):
                 await sandbox.create(tag)
                 posture.check(await sandbox.begin(), asked.expected())
+                await sandbox.channel.channel_ready()  # connected, so that a warm one is warm
             return sandbox
         except BaseException as error:
             await finish_first(sandbox.stop())
@@ -185,6 +186,7 @@ class DockerSandbox(Sandbox):
             "work": "/tmp",
             "shared": profile.CONTEXT_FOLDER,
             "stdio": True,
+            "start_ahead": True,
             "lease": self._lease,
             "lifetime": self._spec.lifetime or 0.0,
             "processes": self._asked.pids,

@@ -46,6 +46,8 @@ async def serve(config: AgentConfig, supervisor: socket.socket | None) -> None:
     posture = await supervision.probe() if supervisor or config.supervisor else None
     stdio = Stdio(address, config.lease) if config.stdio else None
     hello = {"agent_build": agent_build(), "nonce": config.nonce, "posture": posture}
+    if config.start_ahead:
+        service.start_ahead()
     print(json.dumps({**hello, "shared": folders.shared_note()}), flush=True)
     if stdio is not None:
         await stdio.open()

@@ -40,6 +40,8 @@ class AgentConfig:
     """Processes and threads that one session's user may have; 0: no limit of ours."""
     process_memory: int | None = None
     """Bytes that each process may have, 0 for no limit of ours; None: what the session's host asks for."""
+    start_ahead: bool = False
+    """Start the processes of the first session before it is opened."""
     supervisor: tuple[str, ...] = ()
     """Command that starts the supervisor, its socket's fd appended; empty: the usual one."""
     supervisor_filter: str = ""

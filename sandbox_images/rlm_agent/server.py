@@ -19,7 +19,7 @@ from rlm_agent.folders import Folders
 from rlm_agent.rpc.v1 import agent_pb2 as pb
 from rlm_agent.rpc.v1 import agent_pb2_grpc as rpc
 from rlm_agent.session import Outgoing, Places, Session, SessionConfig
-from rlm_agent.supervision import ProcessLimits, Supervision
+from rlm_agent.supervision import ProcessLimits, Supervision, SupervisorGone
 
 CONTEXT_KINDS = {
     pb.CONTEXT_KIND_TEXT: "text",
@@ -36,6 +36,7 @@ class AgentService(rpc.AgentServiceServicer):
         self._folders = folders
         self._config = config
         self._sessions: dict[str, Session] = {}
+        self._ahead: asyncio.Task[Session] | None = None
         self._opening: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def OpenSession(self, request: pb.OpenSessionRequest, context: Context) -> pb.OpenSessionResponse:
@@ -46,8 +47,12 @@ class AgentService(rpc.AgentServiceServicer):
             )
         async with self._opening[request.session_id]:
             if request.session_id not in self._sessions:
-                session = self._new_session(request.session_id, _session_config(request, self._config))
-                await self._begin(session, session.start())
+                config = _session_config(request, self._config)
+                session = await self._take_ahead(config)
+                if session is None:
+                    session = self._new_session(request.session_id, config)
+                    await _begin(session, session.start())
+                self._sessions[request.session_id] = session
         return pb.OpenSessionResponse(
             protocol_version=pb.PROTOCOL_VERSION_CURRENT,
             agent_build=agent_build(),
@@ -131,7 +136,8 @@ class AgentService(rpc.AgentServiceServicer):
         async with self._opening[request.new_session_id]:
             if request.new_session_id not in self._sessions:
                 new = self._new_session(request.new_session_id, session.config)
-                await self._begin(new, session.fork(new, request.call_id))
+                await _begin(new, session.fork(new, request.call_id))
+                self._sessions[request.new_session_id] = new
         return pb.ForkSessionResponse()
 
     async def ListVariables(
@@ -153,17 +159,32 @@ class AgentService(rpc.AgentServiceServicer):
         return pb.HealthResponse(agent_build=agent_build(), session_ids=sorted(self._sessions))
 
     async def close(self) -> None:
-        for session in self._sessions.values():
+        ahead = await self._take_ahead(None)
+        for session in (*self._sessions.values(), *([ahead] if ahead else [])):
             await session.close()
 
-    async def _begin(self, session: Session, start: Coroutine[Any, Any, None]) -> None:
-        """A session that did not start leaves nothing behind."""
+    def start_ahead(self) -> None:
+        """Start the processes of the session that will be opened first, while nobody waits for them."""
+        none = pb.OpenSessionRequest()
+        session = self._new_session(secrets.token_hex(8), _session_config(none, self._config))
+        self._ahead = asyncio.ensure_future(_begin(session, session.start()))
+
+    async def _take_ahead(self, config: SessionConfig | None) -> Session | None:
+        """The session that was started ahead, if it can be this one; only what its processes know matters."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is None:
+            return None
         try:
-            await start
-        except BaseException:
-            await asyncio.shield(session.close())
-            raise
-        self._sessions[session.id] = session
+            session = await asyncio.shield(ahead)
+        except (errors.AgentError, OSError, SupervisorGone):
+            return None
+        if config is None:
+            return session
+        if session.lost is not None or (config.env, config.limits) != ({}, session.config.limits):
+            await session.close()
+            return None
+        session.config = config
+        return session
 
     def _session(self, session_id: str) -> Session:
         session = self._sessions.get(session_id)
@@ -185,6 +206,16 @@ class AgentService(rpc.AgentServiceServicer):
         if folder is None or Path(name).name != name or not (folder / name).is_file():
             raise errors.Invalid(f"no file {name!r} is shared with this agent")
         return folder / name
+
+
+async def _begin(session: Session, start: Coroutine[Any, Any, None]) -> Session:
+    """A session that did not start leaves nothing behind."""
+    try:
+        await start
+    except BaseException:
+        await asyncio.shield(session.close())
+        raise
+    return session
 
 
 async def _serve_host(
