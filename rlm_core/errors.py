@@ -23,9 +23,18 @@ gRPC's errors and the SDKs' are mapped where they enter (`rlm_core/transport/err
 `rlm_core/clients/`) and never leak.
 """
 
+import asyncio
+
 
 class RLMError(Exception):
     """Root of all errors of this library; `str()` is one line for the user."""
+
+
+def in_one_line(error: BaseException) -> str:
+    """What went wrong, as it is told to a person."""
+    if isinstance(error, (KeyboardInterrupt, asyncio.CancelledError)):
+        return "interrupted"
+    return str(error) if isinstance(error, RLMError) else repr(error)
 
 
 class CallFailed(RLMError):

@@ -64,11 +64,11 @@ class SandboxPool:
         Raises:
             RLMError: none was ready, and none could be started.
         """
-        if self._closed:
-            raise ConfigError("the sandbox pool was closed")
         while True:
             if not self._ready and self._starting:
                 await asyncio.wait(self._starting, return_when=asyncio.FIRST_COMPLETED)
+            if self._closed:
+                raise ConfigError("the sandbox pool was closed")
             if not self._ready:
                 self._fill(self._size)
                 return await self._environment.start()
@@ -115,10 +115,10 @@ class SandboxPool:
 
     def close(self) -> None:
         """End all that nobody has claimed; safe to repeat."""
-        portal().run(self._close())
+        portal().run(finish_first(self._close()))
 
     async def aclose(self) -> None:
-        await portal().await_(self._close())
+        await portal().await_(finish_first(self._close()))
 
     def __enter__(self) -> "SandboxPool":
         portal().run(self._open())

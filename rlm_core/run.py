@@ -15,7 +15,7 @@ from rlm_core.cell import CellResult
 from rlm_core.clients.base import LMRequest, LMResponse, Message
 from rlm_core.context import Encoded
 from rlm_core.environment import Sandbox, SandboxSource
-from rlm_core.errors import EmptyReply, LogError, RLMError
+from rlm_core.errors import EmptyReply, LogError, in_one_line
 from rlm_core.feedback import TurnOutcome, feedback
 from rlm_core.logger import RunLog
 from rlm_core.observer import Observer, isolated
@@ -244,7 +244,7 @@ class Run:
         )
 
     def _fail(self, error: BaseException) -> None:
-        what = str(error) if isinstance(error, RLMError) else repr(error)
+        what = in_one_line(error)
         if self._log is not None:
             with contextlib.suppress(LogError):
                 self._log.finish(self._completion(self._partial_answer, "failed", what))

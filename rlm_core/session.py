@@ -72,7 +72,7 @@ class Session:
         self._cell: RunningCell | None = None
         self._calls: dict[str, asyncio.Task[None]] = {}
         self._replies: dict[str, pb.CallReply] = {}
-        self._resent: set[asyncio.Task[None]] = set()
+        self._resent: dict[str, asyncio.Task[None]] = {}
         self._contexts = 0
         self._cells = 0
         self._tag = f"c{secrets.token_hex(3)}-"
@@ -361,16 +361,17 @@ class Session:
     def _take_call(self, call: pb.Call) -> None:
         """Start work on a call; one that is delivered again gets the same answer, never a second one."""
         if (reply := self._replies.get(call.call_id)) is not None:
-            task = asyncio.create_task(self._write(pb.ConnectRequest(reply=reply)))
-            self._resent.add(task)
-            task.add_done_callback(self._resent.discard)
+            if call.call_id not in self._resent:
+                task = asyncio.create_task(self._write(pb.ConnectRequest(reply=reply)))
+                self._resent[call.call_id] = task
+                task.add_done_callback(lambda _: self._resent.pop(call.call_id, None))
             return
         if call.call_id in self._calls:
             return
         cell = self._cell
         if cell is None or call.cell_id != cell.id or not 0 < len(call.call_id) <= limits.MAX_ID_CHARS:
             return
-        if len(self._calls) >= limits.MAX_OPEN_CALLS:
+        if len(self._calls) + len(self._replies) >= limits.MAX_OPEN_CALLS:
             raise SandboxLost(f"the agent opened more than {limits.MAX_OPEN_CALLS:,} calls at once")
         self._calls[call.call_id] = asyncio.create_task(self._answer(call))
 
@@ -388,11 +389,12 @@ class Session:
             reply = reply_message(call.id, await self._handle_call(call))
         except Exception as error:
             # A client or a tool of somebody else's: one query has failed, and its cell must hear of it.
-            log.exception("call %s failed", call.id)
+            log.exception("call %s failed", told(call.id))
             reply = reply_message(call.id, Failure("PROVIDER", f"{type(error).__name__}: {error}"))
         self._replies[call.id] = reply
         self._calls.pop(call.id, None)
-        await self._write(pb.ConnectRequest(reply=reply))
+        with contextlib.suppress(SandboxLost):  # told to whoever waits for the cell
+            await self._write(pb.ConnectRequest(reply=reply))
 
     def _cancel_calls(self) -> None:
         for task in self._calls.values():

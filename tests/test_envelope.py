@@ -171,6 +171,23 @@ def test_a_number_that_can_not_be_is_the_end_of_the_link() -> None:
         agent.feed(liar.take(1))
 
 
+def test_what_was_said_long_ago_and_comes_late_is_nothing() -> None:
+    host, agent = pair()
+    agent.beat()
+    host.hello()
+    late = agent.take(1) + b""
+    late_down = host.take(1)
+    for number in range(5):
+        host.send(Kind.DATA, 1, b"%d" % number)
+        agent.send(Kind.DATA, 1, b"%d" % number)
+    up: list[bytes] = []
+    down: list[bytes] = []
+    settle(host, agent, up, down)
+    assert payloads(host.feed(late)) == payloads(agent.feed(late_down)) == []
+    settle(host, agent, up, down)
+    assert up == down == [b"0", b"1", b"2", b"3", b"4"]
+
+
 def test_another_host_begins_anew_and_frames_of_the_old_one_are_nothing() -> None:
     old, agent = pair()
     old.send(Kind.DATA, 1, b"old")

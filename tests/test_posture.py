@@ -1,10 +1,12 @@
 """A sandbox that is not what was asked for does not start."""
 
 import copy
+import json
+import subprocess
+import sys
 from typing import Any
 
 import pytest
-from rlm_agent.posture import look
 from rlm_environments import posture
 from rlm_environments.posture import Expected
 
@@ -52,6 +54,12 @@ BAD: list[tuple[str, Any, str]] = [
     ("set_user_id", ["/usr/bin/su"], "set-user-id"),
     ("status", None, "capabilities"),
     ("devices", 7, "devices"),
+    ("syscalls", {}, "not tried"),
+    ("sockets", [], "not tried"),
+    ("memory", True, "memory is limited"),
+    ("pids", -1, "pids is limited"),
+    ("status.Uid", "", "no sense"),
+    ("status.CapEff", [], "no sense"),
 ]
 
 
@@ -79,6 +87,18 @@ def test_an_agent_that_did_not_look_is_not_trusted(greeting: dict[str, Any]) -> 
         posture.check(greeting, ASKED)
 
 
+@pytest.mark.parametrize("name", GOOD)
+def test_nothing_may_be_left_out(name: str) -> None:
+    found = {key: value for key, value in GOOD.items() if key != name}
+    if name == "environment":
+        return  # told, not judged
+    with pytest.raises(PolicyNotEnforceable):
+        posture.check({"posture": found}, ASKED)
+
+
 def test_an_unsandboxed_process_does_not_pass() -> None:
+    """In a process of its own: one that looks around tries what it should not be able to do."""
+    program = "import json; from rlm_agent.posture import look; print(json.dumps(look()))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     with pytest.raises(PolicyNotEnforceable, match="is not what was asked, so nothing was run in it"):
-        posture.check({"posture": look()}, ASKED)
+        posture.check({"posture": json.loads(done.stdout)}, ASKED)

@@ -8,7 +8,6 @@ As root, each session is a user of its own, as in a container; otherwise all are
 in a user namespace.
 """
 
-import ctypes.util
 import errno
 import os
 import shutil
@@ -19,14 +18,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
-import pyseccomp
-
 from rlm_core.environment import Capabilities, SandboxSpec
 from rlm_core.errors import ConfigError, PolicyNotEnforceable
 from rlm_environments import posture
 from rlm_environments.containers import seccomp
 from rlm_environments.containers.image import agent_folder
 from rlm_environments.local import LocalEnvironment
+
+try:
+    import pyseccomp
+except RuntimeError:
+    raise ConfigError("environment 'bubblewrap' needs libseccomp: apt-get install libseccomp2") from None
 
 DISK = 512 << 20
 PIDS = 512
@@ -122,6 +124,14 @@ def _command(calls: Path, disk: int) -> list[str]:
                 command += ["--perms", "0755", "--dir", str(parent)]
             command += ["--ro-bind", str(shown), str(shown)]
     command += ["--remount-ro", "/", "--chdir", "/"]
+    command += [
+        "--setenv",
+        "PATH",
+        f"{Path(sys.executable).parent}:/usr/bin:/bin",
+        "--setenv",
+        "HOME",
+        "/tmp",
+    ]
     return [*command, "--seccomp", "{filter}", "--"]
 
 
@@ -167,8 +177,6 @@ def _program() -> str:
 @cache
 def _check_machine() -> None:
     """Try it once: user namespaces may be forbidden here."""
-    if sys.platform != "linux" or ctypes.util.find_library("seccomp") is None:
-        raise ConfigError("environment 'bubblewrap' needs Linux and libseccomp: apt-get install libseccomp2")
     isolated = ["--unshare-net", "--unshare-pid"] if os.geteuid() == 0 else ["--unshare-all"]
     command = [_program(), *isolated, "--ro-bind", "/", "/", "--proc", "/proc", "true"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=TRY_SECONDS)

@@ -43,8 +43,6 @@ STDERR_BYTES = 8 << 10
 """Kept from the end of the container's stderr, to say why it ended."""
 NOTE = "nonce"
 REAP = "rlm_environments.containers.reap"
-HOST_ID = secrets.token_hex(8)
-"""Of this process, on its containers."""
 _building = threading.Lock()
 
 
@@ -132,7 +130,8 @@ class DockerSandbox(Sandbox):
         self._asked = asked
         self._spec = spec
         self._lease = spec.lease or LEASE_SECONDS
-        janitor = Janitor.hire([sys.executable, "-I", "-m", REAP, HOST_ID])
+        janitor = Janitor.hire([sys.executable, "-I", "-m", REAP])
+        self._host = janitor.folder.name
         self._link = StdioLink(janitor.new_folder(self.id), self._lease)
         self.channel = self._link.channel
         self._stream: AttachedStream | None = None
@@ -157,7 +156,7 @@ class DockerSandbox(Sandbox):
             LABEL: "sandbox",
             "rlm.session": self.id,
             "rlm.lease": f"{self._lease:g}",
-            "rlm.host": HOST_ID,
+            "rlm.host": self._host,
         }
 
     def _create(self, body: dict[str, Any]) -> str:
@@ -201,20 +200,20 @@ class DockerSandbox(Sandbox):
         return greeting
 
     async def take_over(self) -> None:
-        found = {each.id: each.handle for each in await asyncio.to_thread(_running, self._engine)}
+        found = {each.id: each for each in await asyncio.to_thread(_running, self._engine)}
         if self.id not in found:
             raise SandboxLost(f"no sandbox {self.id} runs in the engine at {self._engine.address}")
-        self.container = found[self.id]
+        self.container = found[self.id].handle
+        self._link.lease = found[self.id].lease
         await self._attach()
         assert self._stream is not None
         await self._link.resume(self._stream.transport)
 
     async def stop(self) -> None:
-        untrack(self)
         await self.let_go()
-        if self.container:
-            with contextlib.suppress(EngineError):  # the container ends by itself when its lease is over
-                await asyncio.to_thread(_remove, self._engine, self.container)
+        with contextlib.suppress(EngineError):  # the container ends by itself when its lease is over
+            await asyncio.to_thread(_remove, self._engine, self.container or f"rlm-{self.id}")
+        untrack(self)
 
     async def let_go(self) -> None:
         """Leave the container to itself, and to its lease."""
@@ -285,8 +284,9 @@ class DockerSandbox(Sandbox):
                             break  # the stream of a container that ended before is silent for ever
                         assert self._stream is not None
                         await self._link.resume(self._stream.transport)
-                        self._reattaching = None
-                        return
+                        if not self._stream.closed.is_set():  # else it broke again meanwhile
+                            self._reattaching = None
+                            return
                     await asyncio.sleep(delay)
                     delay = min(2 * delay, 2.0)
             self._end("")

@@ -17,6 +17,21 @@ FILTERED = "2"
 DEVICES = frozenset({"console", "core", "fd", "full", "mqueue", "null", "ptmx", "pts", "random", "shm"})
 STREAM_DEVICES = frozenset({"stderr", "stdin", "stdout", "tty", "urandom", "zero"})
 REFUSED = ("EPERM", "ENOSYS", "EACCES", "EAFNOSUPPORT", "EINVAL", "ESOCKTNOSUPPORT", "EPROTONOSUPPORT")
+LOOKED_AT = frozenset(
+    [
+        "status",
+        "sockets",
+        "syscalls",
+        "writable",
+        "root_file",
+        "interfaces",
+        "devices",
+        "memory",
+        "pids",
+        "hostname",
+        "set_user_id",
+    ]
+)
 MEMORY_SLACK = 1 << 20
 """Control groups count in pages."""
 
@@ -37,9 +52,13 @@ class Expected:
 def check(greeting: Mapping[str, Any], asked: Expected) -> None:
     """Raises PolicyNotEnforceable that names what is not as it was asked."""
     found = greeting.get("posture")
-    problems = (
-        list(_problems(found, asked)) if isinstance(found, Mapping) and found else ["it could not look"]
-    )
+    try:
+        if isinstance(found, Mapping) and found.keys() >= LOOKED_AT:
+            problems = list(_problems(found, asked))
+        else:
+            problems = ["it could not look"]
+    except (TypeError, ValueError, IndexError):
+        problems = ["what it says makes no sense"]
     if problems:
         raise PolicyNotEnforceable(
             f"the sandbox is not what was asked, so nothing was run in it: {told('; '.join(problems))}"
@@ -75,6 +94,8 @@ def _kernel_problems(found: Mapping[str, Any], status: Mapping[str, Any], asked:
         yield f"there are devices: {sorted(extra)}"
     if status.get("Seccomp") != FILTERED:
         yield "system calls are not filtered (the engine has no seccomp?)"
+    if not (_mapping(found, "syscalls") and _mapping(found, "sockets")):
+        yield "system calls and sockets were not tried"
     for name, outcome in _mapping(found, "syscalls").items():
         if outcome not in REFUSED:
             yield f"system call {name} is not refused ({outcome})"
@@ -84,7 +105,7 @@ def _kernel_problems(found: Mapping[str, Any], status: Mapping[str, Any], asked:
             yield f"sockets of family {name} can be made"
     for name, limit, slack in (("memory", asked.memory, MEMORY_SLACK), ("pids", asked.pids, 0)):
         has = found.get(name)
-        if limit is not None and (not isinstance(has, int) or has > limit + slack):
+        if limit is not None and (type(has) is not int or not 0 < has <= limit + slack):
             yield f"{name} is limited to {has}, not to {limit} (are there no control groups?)"
 
 

@@ -1,5 +1,7 @@
 """The `rlm` command."""
 
+import signal
+import sys
 from importlib.metadata import entry_points
 from typing import Annotated
 
@@ -46,6 +48,8 @@ def _root(
 
 def main() -> None:
     """Exit code 0: answered; 1: the run failed or hit a limit; 2: wrong usage."""
+    for number in (signal.SIGTERM, signal.SIGHUP):  # end as Ctrl-C does: with nothing left behind
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
         app()
     except UsageError as error:

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from rlm_core.cli.output import fail, stdout_console
 from rlm_core.environment import Environment, RunningSandbox, known_environments, make_environment
-from rlm_core.errors import ConfigError, EngineError, MissingExtra
+from rlm_core.errors import ConfigError, UsageError
 from rlm_core.portal import portal
 from rlm_core.text import printable
 
@@ -49,9 +49,7 @@ async def _all() -> list[tuple[Environment, RunningSandbox]]:
         try:
             environment = make_environment(name, {})
             found += [(environment, sandbox) for sandbox in await environment.running()]
-        except MissingExtra:
-            continue
-        except EngineError as error:
+        except UsageError as error:  # what is not there has none
             typer.echo(f"rlm: {name}: {error}", err=True)
     return found
 

@@ -30,7 +30,7 @@ class StdioLink:
         self.folder = folder
         self.channel: grpc.aio.Channel = unix_channel(self.folder / "agent.sock")
         self._tunnel = Tunnel(Envelope(secrets.token_bytes(LINK_ID_BYTES)))
-        self._lease = lease
+        self.lease = lease
         self._server: asyncio.Server | None = None
         self._greeting: bytearray | None = bytearray()
         self._greeted: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
@@ -52,7 +52,7 @@ class StdioLink:
         if self._server is None:
             loop = asyncio.get_running_loop()
             self._server = await loop.create_unix_server(self._tunnel.accept, str(self.folder / "agent.sock"))
-            self._tunnel.beat_every(self._lease / limits.BEATS_PER_LEASE)
+            self._tunnel.beat_every(self.lease / limits.BEATS_PER_LEASE)
         self._tunnel.connected(stream)
 
     def feed(self, data: bytes) -> None:

@@ -23,6 +23,9 @@ SYSCALLS = {
     "x86_64": {"io_uring_setup": 425, "userfaultfd": 323, "ptrace": 101, "bpf": 321, "keyctl": 250},
     "aarch64": {"io_uring_setup": 425, "userfaultfd": 282, "ptrace": 117, "bpf": 280, "keyctl": 219},
 }
+PTRACE_ATTACH = 16
+ARGUMENTS = {"ptrace": (PTRACE_ATTACH, 0, 0, 0)}
+"""To nobody: where it is allowed it finds no process. Zeros would be TRACEME, which works."""
 UNSHARE = {"x86_64": 272, "aarch64": 97}
 FAMILIES = {"inet": 2, "inet6": 10, "netlink": 16, "packet": 17, "alg": 38, "vsock": 40}
 NOT_WRITABLE = ("/", "/proc/sys/kernel/core_pattern", "/sys", "/dev")
@@ -96,7 +99,9 @@ def _syscalls() -> dict[str, str]:
             raise OSError(ctypes.get_errno(), "")
 
     numbers = SYSCALLS.get(os.uname().machine, {})
-    found = {name: _attempt(call, number, 0, 0, 0, 0) for name, number in numbers.items()}
+    found = {
+        name: _attempt(call, number, *ARGUMENTS.get(name, (0, 0, 0, 0))) for name, number in numbers.items()
+    }
     return {**found, "unshare_user": _attempt(call, UNSHARE[os.uname().machine], CLONE_NEWUSER)}
 
 

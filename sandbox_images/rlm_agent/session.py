@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 import os
 import signal
 import socket
@@ -62,7 +63,7 @@ class Session:
         self._supervision = supervision
         self._up: Up | None = None
         self._cells: OrderedDict[str, Cell] = OrderedDict()
-        self._files: dict[str, int] = {}
+        self._files: dict[str, bytes] = {}
         self._contexts: dict[int, asyncio.Task[None]] = {}
         self._turn = asyncio.Lock()
         self._ready = asyncio.Event()
@@ -198,14 +199,14 @@ class Session:
 
     async def put_file(self, name: str, path: Path) -> None:
         """Raises Invalid when the worker could not write it. The same file again is the same request."""
-        size = path.stat().st_size  # noqa: ASYNC240 - a file of ours, in memory
-        if self._files.get(name) == size:
-            return
         with path.open("rb") as file:
+            digest = await asyncio.to_thread(hashlib.file_digest, file, "sha256")
+            if self._files.get(name) == digest.digest():
+                return
             header = {"cell": f"file {name}", "path": name}
             ended = await self._perform(Frame(Kind.FILE, header), 0, fds=[file.fileno()])
         self._check_loaded(ended, "file")
-        self._files[name] = size
+        self._files[name] = digest.digest()
 
     async def list_variables(self) -> list[list[str]]:
         """Name, type name and short repr of each; taken from a worker, so each is checked."""

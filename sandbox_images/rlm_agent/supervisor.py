@@ -8,10 +8,11 @@ processes below the session roots it knows.
 import contextlib
 import os
 import resource
-import shutil
+import select
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -21,8 +22,13 @@ from rlm_agent.frames import Frame, FrameError, Kind
 from rlm_agent.users import Users
 from rlm_agent.worker import chain, process, root
 from rlm_agent.worker.link import Link, LinkClosed, leave
+from rlm_agent.worker.remove import remove_all_of, remove_tree
 
 PROBE_SECONDS = 3.0
+REMOVE_SECONDS = 20
+WAIT_SECONDS = 0.2
+SHARED_FOLDERS = ("/tmp", "/dev/shm")
+"""Where each session's user may leave files, in a sandbox in which it has a user of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,19 +48,40 @@ class Supervisor:
         self._sessions: dict[str, Known] = {}
 
     def run(self) -> NoReturn:
-        signal.signal(signal.SIGCHLD, self._reap)
-        while True:
-            try:
-                frame, fds = self._link.receive()
-            except (LinkClosed, FrameError, OSError):
-                break
+        reader, writer = os.pipe()
+        for fd in (reader, writer):
+            os.set_blocking(fd, False)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        while self._serve(reader):
+            pass
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps
+        process.end_below(os.getpid())
+        leave(0)
+
+    def _serve(self, children: int) -> bool:
+        """Wait for a request or for the end of a child; False when the agent is gone.
+
+        Children are reaped here and not in the signal's handler, which would come in between anything.
+        """
+        link = self._link.fileno()
+        ready = select.select([link, children], [], [])[0]
+        if children in ready:
+            with contextlib.suppress(BlockingIOError):
+                os.read(children, 1 << 12)
+            self._reap()
+        if link not in ready:
+            return True
+        try:
+            frame, fds = self._link.receive()
             answer = self._obey(frame, fds)
             for fd in fds:
                 os.close(fd)
             self._link.send(Frame(Kind.DONE, {"id": frame.header.get("id"), **answer}))
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps
-        process.end_below(os.getpid())
-        leave(0)
+        except (LinkClosed, FrameError, OSError):
+            return False
+        return True
 
     def _obey(self, frame: Frame, fds: list[int]) -> dict[str, Any]:
         header = frame.header
@@ -90,12 +117,7 @@ class Supervisor:
             sys.path.append(cwd)
             root.run(link, lambda: chain.start(link))
 
-        # A root that is not noted yet would be taken for a stray.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
-        try:
-            self._sessions[session] = Known(self._fork(user, begin), user, cwd)
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+        self._sessions[session] = Known(self._fork(user, begin), user, cwd)
         return user
 
     def _fork(self, user: int | None, begin: Callable[[], None]) -> int:
@@ -104,8 +126,8 @@ class Supervisor:
         if pid:
             return pid
         try:
+            signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
             self._link.close()
             if user is not None:
                 users.become(user)
@@ -153,21 +175,29 @@ class Supervisor:
         known = self._sessions.pop(session, None)
         left = 0
         if known:
+            alone = known.user is not None and all(
+                each.user != known.user for each in self._sessions.values()
+            )
+            if alone and known.user is not None:
+                self._kill_user(known.user, signal.SIGKILL)
             left = process.end_below(known.root, self._roots())
             with contextlib.suppress(OSError):
                 os.kill(known.root, signal.SIGKILL)
-            self._end_user(known)
+            self._remove_files(known, alone=alone)
         return left + self._end_strays()
 
-    def _end_user(self, known: Known) -> None:
-        """Kill what has slipped out of a session's tree, and remove its folder, with its own rights."""
-        if self._users is None or known.user is None:
-            shutil.rmtree(known.cwd, ignore_errors=True)
-            return
-        if all(each.user != known.user for each in self._sessions.values()):
-            self._kill_user(known.user, signal.SIGKILL)
-        with self._users.acting_as(known.user):
-            shutil.rmtree(known.cwd, ignore_errors=True)
+    def _remove_files(self, known: Known, *, alone: bool) -> None:
+        """With the session's own rights, in a process of its own: what it has left may be anything."""
+
+        def remove() -> None:
+            signal.alarm(REMOVE_SECONDS)
+            remove_tree(known.cwd)
+            if alone and known.user is not None:
+                remove_all_of(known.user, SHARED_FOLDERS)
+            leave(0)
+
+        with contextlib.suppress(OSError):  # no process can be made at the moment: it goes with the sandbox
+            _wait_a_little(self._fork(known.user, remove))
 
     def _kill_user(self, user: int, number: int) -> None:
         """Signal every process of a session's user, wherever it has gone."""
@@ -201,7 +231,7 @@ class Supervisor:
             raise ProcessLookupError(f"process {pid} is not of session {session}")
         return pid
 
-    def _reap(self, *_: object) -> None:
+    def _reap(self) -> None:
         """A root that has ended takes its session with it, and its pid may be somebody else's soon."""
         ended: set[int] = set()
         with contextlib.suppress(OSError):
@@ -209,6 +239,14 @@ class Supervisor:
                 ended.add(pid)
         for name in [name for name, known in self._sessions.items() if known.root in ended]:
             self._end(name)
+
+
+def _wait_a_little(pid: int) -> None:
+    """For what is quick as a rule; a longer one is reaped later."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(pid, os.WNOHANG)[0] == 0 and time.monotonic() < deadline:
+            time.sleep(0.001)
 
 
 def _limit(memory: int, processes: int) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import docker.errors
+import requests.exceptions
 
 from rlm_core.errors import EngineError
 from rlm_core.text import one_line
@@ -84,7 +85,7 @@ def _pull(engine: Engine, reference: str, say: Say) -> None:
             engine.api.pull(repository.partition(":")[0], tag=digest)
         else:
             engine.api.pull(repository, tag=None if ":" in repository.rpartition("/")[2] else "latest")
-    except docker.errors.DockerException as error:
+    except (docker.errors.DockerException, requests.exceptions.RequestException) as error:
         raise EngineError(
             f"the image {reference.partition('@')[0]} can't be pulled ({one_line(str(error), 200)}); "
             "without a registry, make one from Debian's packages: rlm image build --base debian"
@@ -132,12 +133,15 @@ def _debian(engine: Engine, say: Say) -> str:
     with tempfile.TemporaryDirectory(prefix="rlm-base-") as folder:
         archive = Path(folder) / "base.tar"
         mirrors = [str(path) for path in MIRRORS if path.exists()] if _is_suite_of_host() else []
-        done = subprocess.run(
-            [*command, DEBIAN_SUITE, str(archive), *mirrors],
-            capture_output=True,
-            text=True,
-            timeout=BUILD_SECONDS,
-        )
+        try:
+            done = subprocess.run(
+                [*command, DEBIAN_SUITE, str(archive), *mirrors],
+                capture_output=True,
+                text=True,
+                timeout=BUILD_SECONDS,
+            )
+        except subprocess.TimeoutExpired:
+            raise EngineError(f"mmdebstrap was not done within {BUILD_SECONDS} s") from None
         if done.returncode:
             raise EngineError(f"mmdebstrap failed: {one_line(done.stderr[-600:], 600)}")
         with tarfile.open(archive, "a") as tar:

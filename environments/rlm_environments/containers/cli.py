@@ -6,7 +6,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from rlm_core.errors import MissingExtra
+from rlm_core.errors import ConfigError, MissingExtra
 
 if TYPE_CHECKING:
     from rlm_environments.containers.engine import Engine
@@ -25,6 +25,8 @@ def build(
     ] = None,
 ) -> None:
     """Build an image now; otherwise it is built when it is first used."""
+    if variant not in ("minimal", "data"):
+        raise ConfigError(f"no variant {variant!r}: minimal, or data; for another base use --base")
     engine = _connect()
     from rlm_environments.containers import image
 

@@ -18,7 +18,7 @@ from docker.context import ContextAPI
 from docker.utils import kwargs_from_env
 
 from rlm_core.errors import EngineError, PolicyNotEnforceable
-from rlm_core.text import told
+from rlm_core.text import one_line, printable, told
 
 TIMEOUT_SECONDS = 60
 LABEL = "rlm"
@@ -151,7 +151,6 @@ NO_ENGINE = "no container engine at {address}: install and start Docker, or set 
 DISK_FULL = "the disk of the engine at {address} is full: free some, e.g. with docker system prune"
 REMEDIES = (
     ("PermissionError", NO_PERMISSION),
-    ("Permission denied", NO_PERMISSION),
     ("FileNotFoundError", NO_ENGINE),
     ("ConnectionRefusedError", NO_ENGINE),
     ("Connection refused", NO_ENGINE),
@@ -165,4 +164,4 @@ def _explain(text: str, address: str) -> str:
     for sign, remedy in REMEDIES:
         if sign.lower() in text.lower():
             return remedy.format(address=address, timeout=TIMEOUT_SECONDS)
-    return f"the engine at {address} refused: {told(text)}"
+    return f"the engine at {address} refused: {one_line(printable(text), 500)}"

@@ -57,8 +57,9 @@ class Recipe:
     @property
     def tag(self) -> str:
         digest = hashlib.sha256(repr((self.base, self.packages)).encode())
-        for path in sources():
-            digest.update(path.relative_to(agent_folder()).as_posix().encode() + b"\0" + path.read_bytes())
+        here = Path(__file__).parent  # how it is laid out and what the base is made of counts too
+        for path in (*sources(), here / "image.py", here / "base.py"):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes())
         return f"{REPOSITORY}:{self.variant}-{digest.hexdigest()[:16]}"
 
 
@@ -164,7 +165,10 @@ def _install(target: Path, base: Base, wanted: list[str]) -> None:
     command += ["--target", str(target), "--only-binary=:all:", "--no-compile"]
     command += ["--python-version", version, "--implementation", "cp"]
     command += [part for platform in platforms for part in ("--platform", platform)]
-    done = subprocess.run([*command, *wanted], capture_output=True, text=True, timeout=PIP_SECONDS)
+    try:
+        done = subprocess.run([*command, *wanted], capture_output=True, text=True, timeout=PIP_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise EngineError(f"pip did not fetch the packages within {PIP_SECONDS} s") from None
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [
             done.stderr[-300:]

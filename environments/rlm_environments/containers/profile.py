@@ -72,6 +72,8 @@ class Profile:
             ConfigError: what the fields ask for does not fit together, or the machine.
         """
         memory = int(spec.memory or min(MEMORY, engine.info.memory // 2))
+        if memory > engine.info.memory:
+            raise ConfigError(f"memory={memory:,}: the engine's machine has {engine.info.memory:,} bytes")
         shared = min(SHARED_MEMORY, memory // 8)
         disk = int(spec.disk or min(DISK, memory // 2 - shared - PRIVATE_BYTES))
         cpus = spec.cpus or min(CPUS, float(engine.info.cpus))

@@ -211,20 +211,23 @@ class Envelope:
             if self._says_hello or kind is not Kind.HELLO or len(payload) != LINK_ID_BYTES:
                 return False
             self._reset(payload)
-        self._acknowledge(number)
-        self._cursor = number
+        if self._acknowledge(number):
+            self._cursor = number
         if kind is Kind.HELLO:
             self._say(Kind.WELCOME, payload)
         return restarted
 
-    def _acknowledge(self, number: int) -> None:
-        """Forget what has arrived there."""
+    def _acknowledge(self, number: int) -> bool:
+        """Forget what has arrived there; False for what was said long ago and came late."""
         first = self._next - len(self._unacknowledged)
-        if not first <= number <= self._next:
+        if number > self._next:
             raise EnvelopeError("a number that can't be: this link has lost its state")
+        if number < first:
+            return False
         for done in range(first, number):
             self._unacknowledged_bytes -= len(self._unacknowledged.pop(done))
         self._cursor = max(self._cursor, number)
+        return True
 
     def _ask(self) -> None:
         """Ask once for what is missing; the next BEAT of the other end shows whether it came."""

@@ -62,14 +62,22 @@ def descendants(pid: int, spare: frozenset[int] = frozenset()) -> list[int]:
     return found
 
 
-END_ROUNDS = 200
+END_SECONDS = 1.0
+
+
+def is_zombie(pid: int) -> bool:
+    """Whether it has ended and its parent does not look; true for one that is gone."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    return True
 
 
 def end_below(pid: int, spare: frozenset[int] = frozenset()) -> int:
     """SIGKILL everything below pid, except the trees of the spared; how many were still there at the end."""
     found: list[int] = []
-    for _ in range(END_ROUNDS):
-        found = descendants(pid, spare)
+    deadline = time.monotonic() + END_SECONDS
+    while time.monotonic() < deadline:
+        found = [each for each in descendants(pid, spare) if not is_zombie(each)]
         if not found:
             break
         for number in (signal.SIGSTOP, signal.SIGKILL):  # stopped first, a fork bomb can't outrun this
