@@ -9,7 +9,6 @@ import contextlib
 import os
 import shutil
 import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from rlm_core.transport.unix import private_folder
 
 SCRIPT = 'read -r _ || exec "$@"'
 """Told to go, it goes; left alone, it cleans up."""
-REMOVE = [sys.executable, "-I", "-c", "import shutil, sys; shutil.rmtree(sys.argv[-1], ignore_errors=True)"]
 
 
 class Janitor:
@@ -42,11 +40,11 @@ class Janitor:
         atexit.register(self._dismiss)
 
     @classmethod
-    def hire(cls, command: list[str] | None = None) -> "Janitor":
+    def hire(cls, command: list[str]) -> "Janitor":
         """The one of this process; the first call decides on the command, which gets the folder's path."""
         with cls._making:
             if cls._current is None or cls._current.pid != os.getpid():
-                cls._current = cls(command or REMOVE)
+                cls._current = cls(command)
             return cls._current
 
     def new_folder(self, name: str) -> Path:

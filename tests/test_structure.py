@@ -98,6 +98,9 @@ def test_the_wheel_holds_the_three_packages_and_the_text(tmp_path: Path) -> None
         "rlm_core/demo/kjv.txt.xz",
         "rlm_environments/local.py",
         "rlm_agent/__main__.py",
+        "rlm_agent/image/Dockerfile",
+        "rlm_agent/image/requirements.txt",
+        "rlm_environments/containers/seccomp.toml",
         "rlm_agent/rpc/v1/agent_pb2.pyi",
     ):
         assert name in names

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
+import socket
 import sys
 import threading
 from collections.abc import Callable
@@ -249,13 +250,20 @@ class DockerSandbox(Sandbox):
     # -- the byte stream
 
     async def _attach(self) -> None:
-        loop = asyncio.get_running_loop()
         params = {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
-        attached = await self._in_thread(
-            lambda: self._engine.api.attach_socket(self.container, params=params)
-        )
+        made: list[socket.socket] = []
+
+        def attach() -> None:
+            made.append(plain_socket(self._engine.api.attach_socket(self.container, params=params)))
+
         stream = AttachedStream(self._on_output, self._link.set_stream_full, self._on_lost)
-        await loop.connect_accepted_socket(lambda: stream, plain_socket(attached))
+        try:
+            await self._in_thread(attach)
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: stream, made[0])
+        except BaseException:
+            for sock in made:
+                sock.close()
+            raise
         self._stream = stream
 
     def _on_output(self, kind: int, data: bytes) -> None:

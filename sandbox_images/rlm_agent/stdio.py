@@ -13,7 +13,7 @@ READ_BYTES = 256 << 10
 BEATS_PER_LEASE = 4
 
 
-class Stdio(asyncio.Protocol):
+class Stdio:
     """`ended` is set when the host is gone: its stream has ended, or nothing came for a lease."""
 
     def __init__(self, server: Path, lease: float) -> None:

@@ -35,10 +35,8 @@ class EngineInfo:
     memory: int
     """Bytes."""
     runtimes: tuple[str, ...]
-    default_runtime: str
     security: tuple[str, ...]
     warnings: tuple[str, ...]
-    rootless: bool
 
 
 _engines: dict[tuple[int, str], "Engine"] = {}
@@ -87,10 +85,8 @@ class Engine:
             cpus=int(raw.get("NCPU") or 1),
             memory=int(raw.get("MemTotal") or 0),
             runtimes=tuple(sorted(raw.get("Runtimes") or ())),
-            default_runtime=str(raw.get("DefaultRuntime")),
             security=security,
             warnings=tuple(told(str(warning)) for warning in raw.get("Warnings") or ()),
-            rootless="rootless" in security,
         )
 
     def notes(self) -> list[str]:
