@@ -27,7 +27,6 @@ MAX_GREETING = 128 << 10
 """What an agent says of itself when it serves."""
 
 START_SECONDS = 60.0
-BEATS_PER_LEASE = 4
 REATTACH_SECONDS = 30.0
 """How long a broken byte stream to a sandbox that still runs is opened again."""
 CELL_GRACE_SECONDS = 60.0

@@ -112,6 +112,7 @@ class Session:
                 f"this library speaks protocol {pb.PROTOCOL_VERSION_CURRENT}, the agent "
                 f"{told(response.agent_build)} speaks {response.protocol_version}: update the older one"
             )
+        self._contexts = response.contexts
         self.agent_build = told(response.agent_build)
         self.python_version = told(response.capabilities.python_version)
         await self._connect()
@@ -221,7 +222,6 @@ class Session:
         """A second session with a copy of this one's variables; of the middle of a cell with `call_id`."""
         child = Session(self._sandbox, self._spec, self._handle_call, depth=self._depth + bool(call_id))
         request = pb.ForkSessionRequest(session_id=self.id, new_session_id=child.id, call_id=call_id)
-        child._contexts = self._contexts
         try:
             await self._ask(self._stub.ForkSession, request)
         except BaseException:

@@ -158,3 +158,28 @@ def test_version_and_help() -> None:
     assert rlm("--version").stdout == "rlm-sandbox 0.1.0\n"
     assert "run" in rlm("--help").stdout
     assert rlm("nonsense").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("memory", "it takes name=value"),
+        ("memroy=1", "memroy"),
+        ("cpus=none", "cpus"),
+        ("cpus=1", "can't enforce cpus"),
+    ],
+)
+def test_a_wrong_option_of_the_policy_is_one_line(option: str, message: str) -> None:
+    done = rlm("run", "q", "--model", "m", "--base-url", "http://127.0.0.1:9/v1", "-o", option)
+    assert done.returncode == 2 and message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_options_of_the_policy_are_held(tmp_path: Path) -> None:
+    with lm_server(
+        lambda request: "```repl\nimport resource; FINAL(resource.getrlimit(resource.RLIMIT_DATA)[0])\n```"
+    ) as server:
+        done = rlm(
+            "run", "q", "--model", "m", "--base-url", server.base_url, "-o", "memory=1GiB", OPENAI_API_KEY="k"
+        )
+    assert done.stdout == f"{1 << 30}\n", done.stderr

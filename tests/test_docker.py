@@ -108,11 +108,14 @@ async def test_another_host_takes_a_sandbox_over(engine: Engine) -> None:
     session = Session(first, environment().spec, echo)
     await session.open()
     await session.execute("kept = 42")
+    await session.put_context("one")
     await first.let_go()
     second = await environment().attach(first.id, first.token)
     again = Session(second, environment().spec, echo, session_id=session.id)
     await again.open()
     assert (await again.execute("print(kept)")).stdout == "42\n"
+    assert await again.put_context("two") == 1
+    assert (await again.execute("print(context_0, context)")).stdout == "one two\n"
     await again.aclose()
     await second.stop()
     assert not is_there(engine, first.id)

@@ -203,6 +203,33 @@ def test_another_host_begins_anew_and_frames_of_the_old_one_are_nothing() -> Non
     assert arrived == [b"new"]
 
 
+def test_a_host_that_was_taken_over_can_not_come_back() -> None:
+    old, agent = pair()
+    for _ in range(3):
+        agent.send(Kind.DATA, 1, b"x")
+        old.feed(agent.take(1 << 20))
+    new = Envelope(b"f" * LINK_ID_BYTES)
+    new.hello()
+    agent.feed(new.take(1))
+    new.feed(agent.take(1 << 20))
+    old.hello()
+    assert agent.feed(old.take(1)) == []
+    new.send(Kind.DATA, 1, b"still here")
+    arrived: list[bytes] = []
+    settle(new, agent, [], arrived)
+    assert arrived == [b"still here"]
+
+
+async def test_silence_is_told_at_both_ends() -> None:
+    told = asyncio.Event()
+    host = Tunnel(Envelope(LINK), on_silence=told.set)
+    host.connected(Pipe(lambda data: None))
+    host.keep(0.04)
+    async with asyncio.timeout(5):
+        await told.wait()
+    host.close()
+
+
 def test_a_header_is_what_the_contract_says() -> None:
     assert HEADER.size == 23
 
@@ -239,7 +266,7 @@ async def test_a_tunnel_carries_connections_over_streams_that_break(tmp_path: Pa
     agent.connected(up)
     host.connected(down)
     for tunnel in (host, agent):
-        tunnel.beat_every(0.02)
+        tunnel.keep(0.08)
     reader, writer = await asyncio.open_unix_connection(str(tmp_path / "relay"))
     sent = os.urandom(2 << 20).hex().encode()
     got = bytearray()

@@ -133,7 +133,7 @@ class DockerSandbox(Sandbox):
         self._lease = spec.lease or LEASE_SECONDS
         janitor = Janitor.hire([sys.executable, "-I", "-m", REAP])
         self._host = janitor.folder.name
-        self._link = StdioLink(janitor.new_folder(self.id), self._lease)
+        self._link = StdioLink(janitor.new_folder(self.id), self._lease, self._on_silence)
         self.channel = self._link.channel
         self._stream: AttachedStream | None = None
         self._stderr = bytearray()
@@ -274,6 +274,11 @@ class DockerSandbox(Sandbox):
             self._link.feed(data)
         except SandboxLost as lost:
             self._end(str(lost))
+
+    def _on_silence(self) -> None:
+        """Nothing has come for a lease, although the agent shows life: try another connection."""
+        if self._stream is not None and not self._ended.is_set():
+            self._stream.transport.abort()
 
     def _on_lost(self) -> None:
         """The attach connection has ended, and with it the container or only the connection."""

@@ -42,7 +42,7 @@ class LocalEnvironment(Environment):
     )
 
     async def start(self) -> "LocalSandbox":
-        self._announce()
+        await asyncio.to_thread(self._announce)
         folder = private_folder()
         sandbox: LocalSandbox | None = None
         try:

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from rlm_core.cli.run import read_policy
 from rlm_core.console import ConsoleObserver
 from rlm_core.context import read_path
 from rlm_core.demo.script import root_lm, sub_lm
@@ -26,6 +27,9 @@ What this machine can do: rlm doctor"""
 def demo(
     text: Annotated[Path | None, typer.Option(help="Another text than the King James Bible.")] = None,
     env: Annotated[str, typer.Option(help="Where the code runs.")] = "local",
+    option: Annotated[
+        list[str] | None, typer.Option("--option", "-o", help="A field of the policy, e.g. runtime=runsc.")
+    ] = None,
     log_dir: Annotated[Path, typer.Option(help="Folder for the run's log.")] = Path("logs"),
 ) -> None:
     """Ask about a text of 4 million characters: scripted LMs, everything else is real."""
@@ -37,6 +41,7 @@ def demo(
         backend=root_lm(),
         other_backends=[sub_lm()],
         environment=env,
+        environment_kwargs=read_policy(option or []),
         logger=RLMLogger(log_dir),
         observer=ConsoleObserver(),
     )

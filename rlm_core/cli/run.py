@@ -30,6 +30,12 @@ def run(
     model: Annotated[str | None, typer.Option(help="Model name.")] = None,
     base_url: Annotated[str | None, typer.Option(help="Of an OpenAI-compatible server.")] = None,
     env: Annotated[str, typer.Option(help="Where the code runs.")] = "local",
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--option", "-o", help="A field of the policy, as memory=2GiB or runtime=runsc. Repeatable."
+        ),
+    ] = None,
     pool: Annotated[
         int | None,
         typer.Option(help="Sandboxes to start at once, while the text is read, and to keep ready."),
@@ -49,12 +55,14 @@ def run(
             raise ConfigError("which model? pass --model NAME")
         if backend == "scripted":
             raise ConfigError("backend 'scripted' is for Python code; try: rlm demo")
-        warm = stack.enter_context(SandboxPool(env, pool)) if pool else None
+        policy = read_policy(option or [])
+        warm = stack.enter_context(SandboxPool(env, pool, policy)) if pool else None
         value = read_contexts(context or [])
         rlm = RLM(
             backend=backend,
             backend_kwargs={key: given for key, given in kwargs.items() if given is not None},
             environment=env,
+            environment_kwargs=None if warm else policy,
             pool=warm,
             max_iterations=max_iterations,
             max_depth=max_depth,
@@ -83,6 +91,21 @@ def read_contexts(sources: list[str]) -> Any:
     """
     values = {source: _read(source) for source in sources}
     return values[sources[0]] if len(values) == 1 else values or ""
+
+
+def read_policy(options: list[str]) -> dict[str, Any]:
+    """Fields of the policy as they are typed; `packages` may come several times.
+
+    Raises:
+        ConfigError: one that is not name=value.
+    """
+    policy: dict[str, Any] = {}
+    for each in options:
+        name, equals, value = each.partition("=")
+        if not equals:
+            raise ConfigError(f"--option {each!r}: it takes name=value, e.g. memory=2GiB")
+        policy[name] = [*policy.get(name, []), value] if name == "packages" else value
+    return policy
 
 
 def _read(source: str) -> Any:

@@ -9,7 +9,7 @@ import asyncio
 import json
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,14 @@ from rlm_core.transport.unix import unix_channel
 class StdioLink:
     """The host's end."""
 
-    def __init__(self, folder: Path, lease: float) -> None:
-        """`lease` in seconds: the agent ends when it has not heard of us for that long."""
+    def __init__(self, folder: Path, lease: float, on_silence: Callable[[], None]) -> None:
+        """`lease` in seconds: the agent ends when it has not heard of us for that long.
+
+        `on_silence` is called when we have not heard of it for that long: the stream may be dead.
+        """
         self.folder = folder
         self.channel: grpc.aio.Channel = unix_channel(self.folder / "agent.sock")
-        self._tunnel = Tunnel(Envelope(secrets.token_bytes(LINK_ID_BYTES)))
+        self._tunnel = Tunnel(Envelope(secrets.token_bytes(LINK_ID_BYTES)), on_silence=on_silence)
         self.lease = lease
         self._server: asyncio.Server | None = None
         self._greeting: bytearray | None = bytearray()
@@ -52,7 +55,7 @@ class StdioLink:
         if self._server is None:
             loop = asyncio.get_running_loop()
             self._server = await loop.create_unix_server(self._tunnel.accept, str(self.folder / "agent.sock"))
-            self._tunnel.beat_every(self.lease / limits.BEATS_PER_LEASE)
+            self._tunnel.keep(self.lease)
         self._tunnel.connected(stream)
 
     def feed(self, data: bytes) -> None:

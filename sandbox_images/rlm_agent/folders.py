@@ -12,6 +12,14 @@ NOTE_BYTES = 64
 
 
 @dataclass(frozen=True, slots=True)
+class Places:
+    """The working folder of a session, which its first process makes, and the socket that its cells call."""
+
+    cwd: Path
+    socket: Path
+
+
+@dataclass(frozen=True, slots=True)
 class Folders:
     private: Path
     """The agent's own."""

@@ -15,10 +15,10 @@ import grpc.aio
 from rlm_agent import errors, limits
 from rlm_agent.build import agent_build
 from rlm_agent.config import AgentConfig
-from rlm_agent.folders import Folders
+from rlm_agent.folders import Folders, Places
 from rlm_agent.rpc.v1 import agent_pb2 as pb
 from rlm_agent.rpc.v1 import agent_pb2_grpc as rpc
-from rlm_agent.session import Outgoing, Places, Session, SessionConfig
+from rlm_agent.session import Outgoing, Session, SessionConfig
 from rlm_agent.supervision import ProcessLimits, Supervision, SupervisorGone
 
 CONTEXT_KINDS = {
@@ -56,6 +56,7 @@ class AgentService(rpc.AgentServiceServicer):
         return pb.OpenSessionResponse(
             protocol_version=pb.PROTOCOL_VERSION_CURRENT,
             agent_build=agent_build(),
+            contexts=self._sessions[request.session_id].contexts,
             capabilities=pb.SandboxCapabilities(
                 python_version=platform.python_version(), fork=True, huge_pages=_huge_pages()
             ),

@@ -17,6 +17,7 @@ from rlm_agent import limits
 from rlm_agent.calls import Calls
 from rlm_agent.cell import Cell
 from rlm_agent.errors import Busy, Invalid, SessionGone
+from rlm_agent.folders import Places
 from rlm_agent.frames import PACKET_BYTES, Frame, FrameError, Kind, PacketBuffer, packets
 from rlm_agent.memory import out_of_memory_kills
 from rlm_agent.output import Pipe, make_pipe
@@ -30,14 +31,6 @@ MAX_PID = 1 << 22
 SOCKET_VARIABLE = "RLM_SESSION_SOCKET"
 Outgoing: TypeAlias = "pb.AgentMessage | Exception | Callable[[], pb.AgentMessage | None]"
 Up = Callable[[Outgoing], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Places:
-    """The working folder of a session, which its first process makes, and the socket that its cells call."""
-
-    cwd: Path
-    socket: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +56,7 @@ class Session:
         self._supervision = supervision
         self._up: Up | None = None
         self._cells: OrderedDict[str, Cell] = OrderedDict()
+        self._inherited_contexts = 0
         self._files: dict[str, bytes] = {}
         self._contexts: dict[int, asyncio.Task[None]] = {}
         self._turn = asyncio.Lock()
@@ -99,6 +93,11 @@ class Session:
         self._close_worker_fds()
         await self._first_ready()
 
+    @property
+    def contexts(self) -> int:
+        """How many there are, those of the session it was forked from among them."""
+        return self._inherited_contexts + len(self._contexts)
+
     async def fork(self, new: "Session", call_id: str) -> None:
         """Start `new` from this session's memory: idle, or where the call waits for its answer.
 
@@ -119,7 +118,7 @@ class Session:
             answer = ended.header
         if answer.get("error"):
             raise Invalid(str(answer["error"]))
-        new.calls.user = self.calls.user
+        new.calls.user, new._inherited_contexts = self.calls.user, self.contexts
         await self._supervision.adopt(new.id, self.id, int(answer["pid"]), new._places.cwd)
         new._close_worker_fds()
         await new._first_ready()

@@ -3,14 +3,12 @@
 import asyncio
 import contextlib
 import os
-import time
 from pathlib import Path
 
 from rlm_agent.rpc.envelope import Envelope, EnvelopeError
 from rlm_agent.rpc.tunnel import Tunnel
 
 READ_BYTES = 256 << 10
-BEATS_PER_LEASE = 4
 
 
 class Stdio:
@@ -20,7 +18,9 @@ class Stdio:
         loop = asyncio.get_running_loop()
         self.ended = asyncio.Event()
         self._lease = lease
-        self._tunnel = Tunnel(Envelope(None), lambda end: loop.create_unix_connection(end, str(server)))
+        self._tunnel = Tunnel(
+            Envelope(None), lambda end: loop.create_unix_connection(end, str(server)), self.ended.set
+        )
 
     async def open(self) -> None:
         loop = asyncio.get_running_loop()
@@ -29,8 +29,7 @@ class Stdio:
         transport, _ = await loop.connect_write_pipe(lambda: _Output(self._tunnel), os.fdopen(1, "wb", 0))
         self._tunnel.connected(transport)
         if self._lease:
-            self._tunnel.beat_every(self._lease / BEATS_PER_LEASE)
-            asyncio.get_running_loop().call_later(self._lease / BEATS_PER_LEASE, self._check_lease)
+            self._tunnel.keep(self._lease)
         loop.add_reader(0, self._on_readable)
 
     def close(self) -> None:
@@ -49,12 +48,6 @@ class Stdio:
             pass
         asyncio.get_running_loop().remove_reader(0)
         self.ended.set()
-
-    def _check_lease(self) -> None:
-        if time.monotonic() - self._tunnel.heard_at > self._lease:
-            self.ended.set()
-        else:
-            asyncio.get_running_loop().call_later(self._lease / BEATS_PER_LEASE, self._check_lease)
 
 
 class _Output(asyncio.Protocol):

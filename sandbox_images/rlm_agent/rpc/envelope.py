@@ -76,6 +76,7 @@ class Envelope:
         self._says_hello = link_id is not None
         self._reset(link_id)
         self._pending = bytearray()
+        self._past: set[bytes] = set()
         self._waiting = False
         """Whether no frame has come to its end since the last beat."""
         self.held = False
@@ -210,6 +211,10 @@ class Envelope:
         if restarted:
             if self._says_hello or kind is not Kind.HELLO or len(payload) != LINK_ID_BYTES:
                 return False
+            if payload in self._past:
+                return False  # a host that another one has taken the sandbox from
+            if self.link_id is not None:
+                self._past.add(self.link_id)
             self._reset(payload)
         if self._acknowledge(number):
             self._cursor = number

@@ -13,6 +13,7 @@ from typing import cast
 from rlm_agent.rpc.envelope import MAX_PAYLOAD, Arrived, Envelope, EnvelopeError, Kind
 
 MAX_CONNECTIONS = 8
+BEATS_PER_LEASE = 4
 WRITE_BYTES = 256 << 10
 """Handed to the byte stream at once."""
 
@@ -20,10 +21,16 @@ Dial = Callable[[Callable[[], asyncio.Protocol]], Awaitable[object]]
 
 
 class Tunnel:
-    def __init__(self, envelope: Envelope, dial: Dial | None = None) -> None:
-        """`dial` connects a protocol to the local server; without it this end only accepts."""
+    def __init__(
+        self, envelope: Envelope, dial: Dial | None = None, on_silence: Callable[[], None] | None = None
+    ) -> None:
+        """`dial` connects a protocol to the local server; without it this end only accepts.
+
+        `on_silence` is called when nothing has come for a lease, and again with every beat until it does.
+        """
         self._envelope = envelope
         self._dial = dial
+        self._on_silence = on_silence
         self._dialling: set[asyncio.Future[object]] = set()
         self._ends: dict[int, LocalEnd] = {}
         self._closing: set[asyncio.Future[None]] = set()
@@ -64,14 +71,18 @@ class Tunnel:
         self._stream_full = full
         self._pump()
 
-    def beat_every(self, seconds: float) -> None:
-        self._beats = asyncio.ensure_future(self._beat(seconds))
+    def keep(self, lease: float) -> None:
+        """Show life several times in each lease (seconds), and expect it."""
+        self.heard_at = time.monotonic()
+        self._beats = asyncio.ensure_future(self._beat(lease))
 
-    async def _beat(self, seconds: float) -> None:
+    async def _beat(self, lease: float) -> None:
         while True:
             self._envelope.beat()
             self._pump()
-            await asyncio.sleep(seconds)
+            await asyncio.sleep(lease / BEATS_PER_LEASE)
+            if self._on_silence is not None and time.monotonic() - self.heard_at > lease:
+                self._on_silence()
 
     def _pump(self) -> None:
         while self._stream is not None and not self._stream_full:
