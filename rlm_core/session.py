@@ -73,6 +73,8 @@ class Session:
         self._calls: dict[str, asyncio.Task[None]] = {}
         self._replies: dict[str, pb.CallReply] = {}
         self._resent: dict[str, asyncio.Task[None]] = {}
+        self._writing = 0
+        """Answers that an agent has not taken from the stream yet."""
         self._contexts = 0
         self._cells = 0
         self._tag = f"c{secrets.token_hex(3)}-"
@@ -371,7 +373,7 @@ class Session:
         cell = self._cell
         if cell is None or call.cell_id != cell.id or not 0 < len(call.call_id) <= limits.MAX_ID_CHARS:
             return
-        if len(self._calls) + len(self._replies) >= limits.MAX_OPEN_CALLS:
+        if len(self._calls) + self._writing >= limits.MAX_OPEN_CALLS:
             raise SandboxLost(f"the agent opened more than {limits.MAX_OPEN_CALLS:,} calls at once")
         self._calls[call.call_id] = asyncio.create_task(self._answer(call))
 
@@ -392,9 +394,16 @@ class Session:
             log.exception("call %s failed", told(call.id))
             reply = reply_message(call.id, Failure("PROVIDER", f"{type(error).__name__}: {error}"))
         self._replies[call.id] = reply
+        while len(self._replies) > limits.MAX_OPEN_CALLS:
+            # Handed on long ago: an agent never has as many calls without an answer.
+            del self._replies[next(iter(self._replies))]
         self._calls.pop(call.id, None)
-        with contextlib.suppress(SandboxLost):  # told to whoever waits for the cell
-            await self._write(pb.ConnectRequest(reply=reply))
+        self._writing += 1
+        try:
+            with contextlib.suppress(SandboxLost):  # told to whoever waits for the cell
+                await self._write(pb.ConnectRequest(reply=reply))
+        finally:
+            self._writing -= 1
 
     def _cancel_calls(self) -> None:
         for task in self._calls.values():
