@@ -115,10 +115,13 @@ class LocalSandbox(Sandbox):
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(json.dumps({**config, "token": self.token}).encode() + b"\n")
         await self._process.stdin.drain()
-        line = await self._process.stdout.readline()
-        if not line:
-            raise SandboxLost("the agent ended at once")
-        return dict(json.loads(line))
+        try:
+            line = await self._process.stdout.readline()
+            if line:
+                return dict(json.loads(line))
+        except (ValueError, TypeError):  # no JSON, or more than a line has
+            raise SandboxLost("what was started is not our agent") from None
+        raise SandboxLost("the agent ended at once")
 
     async def stop(self) -> None:
         untrack(self)

@@ -1,6 +1,7 @@
 """A relay in front of the container engine, on TCP or a unix socket, that can stop as an engine stops."""
 
 import asyncio
+from pathlib import Path
 
 ENGINE = "/var/run/docker.sock"
 
@@ -25,6 +26,8 @@ class EngineRelay:
 
     async def __aexit__(self, *exc: object) -> None:
         self.stop()
+        if self._path:
+            Path(self._path).unlink(missing_ok=True)  # noqa: ASYNC240 - a socket of our own
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
