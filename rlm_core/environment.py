@@ -11,14 +11,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import grpc.aio
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
 
+from rlm_core.egress.allowlist import Allowlist
 from rlm_core.errors import ConfigError, MissingExtra, PolicyNotEnforceable
 
 GROUP = "rlm.environments"
+TOKEN_KEY = "rlm-token"
+"""In the metadata of every call to an agent."""
+
+
+def _network(value: Any) -> Any:
+    """Hosts as text, as a command has them, are separated by commas; no hosts is no network."""
+    if value in ("none", "full", None):
+        return value
+    try:
+        entries = tuple(value.split(",") if isinstance(value, str) else value)
+        Allowlist.parse(entries)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"none, full, or hosts such as pypi.org or *.example.com:8443 ({error})") from None
+    return entries or "none"
 
 
 class SandboxSpec(BaseModel):
@@ -26,7 +41,8 @@ class SandboxSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    network: Literal["none", "full"] | None = None
+    network: Annotated[Literal["none", "full"] | tuple[str, ...] | None, BeforeValidator(_network)] = None
+    """`none`, `full`, or the hosts that may be reached by https: `["pypi.org", "*.example.com:8443"]`."""
     cpus: float | None = Field(default=None, gt=0)
     memory: ByteSize | None = Field(default=None, gt=0)
     """Bytes, or text such as "2GiB"; per process in a local environment."""
@@ -51,6 +67,11 @@ class SandboxSpec(BaseModel):
     """Of the container engine, e.g. "runsc" (gVisor)."""
     lease: float | None = Field(default=None, ge=1)
     """Seconds that a sandbox lives on without a sign of life of its host."""
+
+    @property
+    def allowlist(self) -> Allowlist | None:
+        """The hosts of `network`, where it has some."""
+        return Allowlist.parse(self.network) if isinstance(self.network, tuple) else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from rlm_core import limits
 from rlm_core.broker.call import Answer, Call, Failure
 from rlm_core.cell import CellResult, Variable
 from rlm_core.context import Encoded, encode
-from rlm_core.environment import Sandbox, SandboxSpec
+from rlm_core.environment import TOKEN_KEY, Sandbox, SandboxSpec
 from rlm_core.errors import ConfigError, SandboxLost, VersionMismatch
 from rlm_core.observer import Observer, isolated
 from rlm_core.replies import reply_message
@@ -30,7 +30,7 @@ from rlm_core.transport.errors import RECONNECTABLE, from_rpc_error
 
 log = logging.getLogger("rlm_core.session")
 
-TOKEN_KEY = "rlm-token"
+
 CallHandler = Callable[[Call], Awaitable[Answer | Failure]]
 Stream: TypeAlias = "grpc.aio.StreamStreamCall[pb.ConnectRequest, pb.ConnectResponse]"
 KINDS = {pb.CALL_KIND_LLM: "llm", pb.CALL_KIND_RLM: "rlm"}
@@ -189,8 +189,7 @@ class Session:
             )
             cell = self._cell = RunningCell(request, self._observer)
             try:
-                await self._write(pb.ConnectRequest(execute=request))
-                return await self._result_of(cell, seconds)
+                return await self._result_of(cell, seconds, pb.ConnectRequest(execute=request))
             except asyncio.CancelledError:
                 await finish_first(self._stop_cell(cell))
                 raise
@@ -199,10 +198,14 @@ class Session:
                 self._cancel_calls()
                 self._replies.clear()
 
-    async def _result_of(self, cell: RunningCell, seconds: float) -> CellResult:
-        """The agent ends a cell whose time is up; one that does not is broken."""
+    async def _result_of(
+        self, cell: RunningCell, seconds: float, request: pb.ConnectRequest | None = None
+    ) -> CellResult:
+        """The agent ends a cell whose time is up; one that does not, or does not even read, is broken."""
         try:
             async with asyncio.timeout(seconds + self._spec.interrupt_grace + limits.CELL_GRACE_SECONDS):
+                if request is not None:
+                    await self._write(request)
                 return await asyncio.shield(cell.result)
         except TimeoutError:
             self._lose(SandboxLost("the agent did not end a cell whose time was up"))
@@ -301,7 +304,9 @@ class Session:
         """Read one connection to its end, which is always an error."""
         assert self._stream is not None
         try:
-            while isinstance(message := await self._stream.read(), pb.ConnectResponse):
+            while (message := await self._stream.read()) is not grpc.aio.EOF:
+                if not isinstance(message, pb.ConnectResponse):  # gRPC gives None then
+                    raise SandboxLost("the agent sent what is no message of ours")
                 self._reconnects = 0
                 if len(message.messages) > limits.MAX_BATCH_MESSAGES:
                     raise SandboxLost("the agent sent too many messages at once")

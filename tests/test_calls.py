@@ -208,3 +208,30 @@ print(llm_query("other thread"))
 """
     )
     assert (await session.execute(code)).stdout == "echo other thread\n"
+
+
+NESTED = """
+import signal, gc
+got = []
+signal.signal(signal.SIGALRM, lambda *_: got.append(llm_query("inner")))
+class Last:
+    def __del__(self): got.append(llm_query("last"))
+signal.setitimer(signal.ITIMER_REAL, 0.05)
+outer = llm_query_batched(["slow", "slow too"])
+last = Last(); del last
+print([str(each) for each in outer], [str(each) for each in got], llm_query("after"))
+"""
+
+
+async def test_a_call_within_a_call_has_a_connection_of_its_own(sandbox: Sandbox) -> None:
+    async def answer(call: Call) -> Answer | Failure:
+        if call.prompt == "inner":
+            inner.set()
+        elif call.prompt.startswith("slow"):
+            await inner.wait()
+        return await echo(call)
+
+    inner = asyncio.Event()
+    async with Session(sandbox, SPEC, answer) as session:
+        result = await session.execute(NESTED)
+    assert result.stdout == "['echo slow', 'echo slow too'] ['echo inner', 'echo last'] echo after\n", result

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from rlm_environments.containers import base, image
 from rlm_environments.containers.engine import Engine
 
 from rlm_core import SandboxPool
@@ -28,6 +30,14 @@ def wait_for_a_container(before: set[str]) -> set[str]:
     while not (new := containers() - before) and time.monotonic() < deadline:
         select.select([], [], [], 0.02)
     return new
+
+
+def test_what_comes_from_outside_is_pinned() -> None:
+    assert re.fullmatch(r"python:3\.12-slim@sha256:[0-9a-f]{64}", base.DEFAULT)
+    requirements = (image.agent_folder() / "image" / "requirements.txt").read_text()
+    pins = [line for line in requirements.splitlines() if line and line[0] not in "# "]
+    assert pins and all("==" in pin for pin in pins)
+    assert requirements.count("--hash=sha256:") >= len(pins)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -150,6 +150,18 @@ def test_no_secret_is_logged(tmp_path: Path) -> None:
     assert KEY not in path.read_text() and lines(str(path))[0]["environment_kwargs"] == {"env": "<dict>"}
 
 
+def test_what_a_run_leaves_is_for_its_user_only(tmp_path: Path) -> None:
+    old = os.umask(0)
+    try:
+        lm = ScriptedClient([repl("FINAL(1)")])
+        RLM(backend=lm, logger=RLMLogger(tmp_path)).completion("x" * 10_000)
+    finally:
+        os.umask(old)
+    left = list(tmp_path.rglob("*"))
+    assert any(path.is_file() for path in left) and any(path.is_dir() for path in left)
+    assert not [path for path in left if path.stat().st_mode & 0o077], left
+
+
 def test_hostile_output_can_not_forge_a_line(tmp_path: Path) -> None:
     forged = '"}\\n{"type": "result", "response": "forged"}\\u2028\\x85</script>\\ud800'
     lm = ScriptedClient([repl(f"print('{forged}')"), repl("FINAL(1)")])

@@ -54,6 +54,11 @@ def test_the_host_can_not_unpickle(folder: Path) -> None:
     assert not {name.partition(".")[0] for name in imported(folder)} & UNPICKLERS
 
 
+def test_the_host_unpacks_no_archive() -> None:
+    assert not imported(CORE) & {"tarfile", "zipfile", "shutil.unpack_archive"}
+    assert not [path for path in ENVIRONMENTS.rglob("*.py") if ".extractall(" in path.read_text()]
+
+
 def test_importing_the_library_loads_no_sdk_and_starts_nothing() -> None:
     program = "import sys, threading, rlm_core; print([m for m in ('openai', 'docker', 'modal') if m in sys.modules], threading.active_count())"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -63,8 +63,10 @@ class BubblewrapEnvironment(LocalEnvironment):
 
     def __init__(self, spec: SandboxSpec) -> None:
         super().__init__(spec)
-        if spec.network == "full":
-            raise PolicyNotEnforceable("environment 'bubblewrap' has no network='full': it has no network")
+        if spec.network not in (None, "none"):
+            raise PolicyNotEnforceable(
+                f"environment 'bubblewrap' can't enforce network={spec.network!r}: it has none; docker has"
+            )
         self._spec = spec.model_copy(update={"memory": spec.memory or MEMORY})
 
     def _announce(self) -> None:

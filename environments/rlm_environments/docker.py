@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from rlm_core import limits
+from rlm_core.egress.gate import Gate
 from rlm_core.environment import (
     Capabilities,
     Environment,
@@ -65,6 +66,7 @@ class DockerEnvironment(Environment):
                 await sandbox.create(tag)
                 posture.check(await sandbox.begin(), asked.expected())
                 await sandbox.channel.channel_ready()  # connected, so that a warm one is warm
+                sandbox.open_gate()
             return sandbox
         except BaseException as error:
             await finish_first(sandbox.stop())
@@ -83,6 +85,7 @@ class DockerEnvironment(Environment):
         sandbox = DockerSandbox(engine, asked, self.spec, sandbox_id=sandbox_id, token=token)
         try:
             await sandbox.take_over()
+            sandbox.open_gate()
             return sandbox
         except BaseException:
             await finish_first(sandbox.let_go())
@@ -140,6 +143,12 @@ class DockerSandbox(Sandbox):
         self._ended = asyncio.Event()
         self._stopping = False
         self._reattaching: asyncio.Task[None] | None = None
+        self._gate: Gate | None = None
+
+    def open_gate(self) -> None:
+        """Let through what the allowlist of its network names."""
+        if self._asked.allowlist is not None:
+            self._gate = Gate(self.channel, self.token, self._asked.allowlist)
 
     async def create(self, tag: str) -> None:
         """Create the container, attach, and start it."""
@@ -186,6 +195,7 @@ class DockerSandbox(Sandbox):
             "work": "/tmp",
             "shared": profile.CONTEXT_FOLDER,
             "stdio": True,
+            "proxy_port": profile.PROXY_PORT if self._asked.allowlist is not None else 0,
             "start_ahead": True,
             "lease": self._lease,
             "lifetime": self._spec.lifetime or 0.0,
@@ -221,6 +231,8 @@ class DockerSandbox(Sandbox):
         self._stopping = True
         if self._reattaching is not None:
             self._reattaching.cancel()
+        if self._gate is not None:
+            await self._gate.aclose()
         await self._link.close()
         if self._stream is not None:
             self._stream.transport.abort()

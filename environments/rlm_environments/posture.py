@@ -42,6 +42,8 @@ class Expected:
 
     hostname: str
     network: bool = False
+    internet_sockets: bool = False
+    """Of use on its own loopback, too."""
     own_kernel: bool = False
     """The sandbox has a kernel of its own (gVisor), whose limits are outside."""
     memory: int | None = None
@@ -99,7 +101,7 @@ def _kernel_problems(found: Mapping[str, Any], status: Mapping[str, Any], asked:
     for name, outcome in _mapping(found, "syscalls").items():
         if outcome not in REFUSED:
             yield f"system call {name} is not refused ({outcome})"
-    internet = ("inet", "inet6") if asked.network else ()
+    internet = ("inet", "inet6") if asked.internet_sockets else ()
     for name, outcome in _mapping(found, "sockets").items():
         if outcome not in REFUSED and name not in internet:
             yield f"sockets of family {name} can be made"

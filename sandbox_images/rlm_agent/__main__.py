@@ -42,6 +42,7 @@ async def serve(config: AgentConfig, supervisor: socket.socket | None) -> None:
     rpc.add_AgentServiceServicer_to_server(service, server)
     address = folders.private / "agent.sock"
     server.add_insecure_port(f"unix:{address}")
+    await service.open_egress()
     await server.start()
     posture = await supervision.probe() if supervisor or config.supervisor else None
     stdio = Stdio(address, config.lease) if config.stdio else None

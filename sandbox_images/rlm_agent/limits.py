@@ -29,6 +29,9 @@ MAX_CALL_BYTES = 64 << 20
 """Prompts of one session without an answer, and as much in frames that have only partly arrived."""
 MAX_PENDING_CALLS = 1_024
 """Calls of one session without an answer yet; a cell that makes more is held back by its socket."""
+MAX_WAITING_CONNECTIONS = 64
+"""To the proxy, that the host has not taken yet."""
+EGRESS_CHUNK = 64 << 10
 MAX_VARIABLES = 256
 MAX_NAME_CHARS = 200
 """Of a variable's or a type's name; a variable with a longer one is not told of."""

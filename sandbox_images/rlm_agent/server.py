@@ -12,9 +12,10 @@ from typing import Any, TypeAlias
 
 import grpc.aio
 
-from rlm_agent import errors, limits
+from rlm_agent import egress, errors, limits
 from rlm_agent.build import agent_build
 from rlm_agent.config import AgentConfig
+from rlm_agent.egress import Egress
 from rlm_agent.folders import Folders, Places
 from rlm_agent.rpc.v1 import agent_pb2 as pb
 from rlm_agent.rpc.v1 import agent_pb2_grpc as rpc
@@ -36,6 +37,7 @@ class AgentService(rpc.AgentServiceServicer):
         self._folders = folders
         self._config = config
         self._sessions: dict[str, Session] = {}
+        self._egress = Egress()
         self._ahead: asyncio.Task[Session] | None = None
         self._opening: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
@@ -159,7 +161,17 @@ class AgentService(rpc.AgentServiceServicer):
     async def Health(self, request: pb.HealthRequest, context: Context) -> pb.HealthResponse:
         return pb.HealthResponse(agent_build=agent_build(), session_ids=sorted(self._sessions))
 
+    async def Accept(  # type: ignore[override]
+        self, request_iterator: AsyncIterator[pb.AcceptRequest], context: Context
+    ) -> None:
+        await self._egress.accept(request_iterator, context)
+
+    async def open_egress(self) -> None:
+        if self._config.proxy_port:
+            await self._egress.listen(self._config.proxy_port)
+
     async def close(self) -> None:
+        await self._egress.close()
         ahead = await self._take_ahead(None)
         for session in (*self._sessions.values(), *([ahead] if ahead else [])):
             await session.close()
@@ -181,7 +193,8 @@ class AgentService(rpc.AgentServiceServicer):
             return None
         if config is None:
             return session
-        if session.lost is not None or (config.env, config.limits) != ({}, session.config.limits):
+        known = session.config
+        if session.lost is not None or (config.env, config.limits) != (known.env, known.limits):
             await session.close()
             return None
         session.config = config
@@ -297,7 +310,7 @@ def _session_config(request: pb.OpenSessionRequest, config: AgentConfig) -> Sess
         output_bytes=min(asked.output_bytes, limits.MAX_OUTPUT_BYTES) or default.output_bytes,
         interrupt_grace=asked.interrupt_grace_ms / 1000 or default.interrupt_grace,
         limits=ProcessLimits(memory, config.processes),
-        env=dict(request.env),
+        env={**egress.environment(config.proxy_port), **request.env},
     )
 
 

@@ -29,6 +29,12 @@ ELSEWHERE = """
 | id | what is tried | test |
 |---|---|---|
 """
+ABSENT = """
+## Nothing to attack
+
+| id | why |
+|---|---|
+"""
 TESTS: dict[str, tuple[str, str]] = {
     "B01": ("flood of calls", "test_calls.py::test_a_flood_of_calls_does_not_reach_the_host_all_at_once"),
     "B02": ("a prompt over its limit", "test_calls.py::test_an_over_long_prompt_says_how_long_it_may_be"),
@@ -49,13 +55,35 @@ TESTS: dict[str, tuple[str, str]] = {
         "a reader that never reads",
         "test_calls.py::test_a_client_that_never_reads_its_replies_harms_nobody",
     ),
+    "B18": (
+        "calls within calls: from signal handlers and finalizers",
+        "test_calls.py::test_a_call_within_a_call_has_a_connection_of_its_own",
+    ),
     "B17": ("calls after the cell", "test_calls.py::test_a_call_after_its_cell_is_refused"),
     "R14": ("a gigabyte of output", "test_output.py::test_a_gigabyte_printed_costs_the_host_under_32_mb"),
+    "H01, H07": ("what is no message", "test_hostile_agent.py::test_what_is_no_message_ends_the_session"),
+    "H02": ("JSON that is nested deeply", "test_hostile_agent.py::test_a_greeting_that_is_none_is_one_line"),
     "H03": (
         "an oversized message",
-        "test_wire.py::test_an_oversized_message_is_refused_and_the_session_lives",
+        "test_hostile_agent.py::test_h03_a_message_over_the_limit_ends_the_session",
     ),
-    "H07": ("bytes that are no text", "test_output.py::test_bytes_that_are_no_text_and_surrogates_are_shown"),
+    "H04": ("a compressed bomb", "test_hostile_agent.py::test_h04_a_compressed_bomb_is_not_unpacked"),
+    "H05": (
+        "a bomb of small messages",
+        "test_hostile_agent.py::test_h05_two_million_empty_messages_are_too_many",
+    ),
+    "H10, H24": (
+        "errors that steer the terminal, or have no end",
+        "test_hostile_agent.py::test_the_text_of_an_error_is_short_and_can_not_steer",
+    ),
+    "H22": (
+        "an agent that never reads",
+        "test_hostile_agent.py::test_h22_an_agent_that_never_reads_holds_up_its_own_session_for_its_time",
+    ),
+    "H07b": (
+        "bytes that are no text",
+        "test_output.py::test_bytes_that_are_no_text_and_surrogates_are_shown",
+    ),
     "H09": (
         "control characters in the console",
         "test_console.py::test_the_verbose_view_has_the_turns_and_can_not_be_steered_by_output",
@@ -63,6 +91,24 @@ TESTS: dict[str, tuple[str, str]] = {
     "H12": ("forged lines in the log", "test_logger.py::test_hostile_output_can_not_forge_a_line"),
     "H19": ("a pickle for the host", "test_structure.py::test_the_host_can_not_unpickle"),
     "H20": ("results at all their limits", "test_host.py::test_a_result_at_all_its_limits_arrives"),
+    "N09": (
+        "ways round the list of hosts that may be reached",
+        "test_egress.py::test_in_a_container_the_listed_host_is_reached_and_nothing_else",
+    ),
+    "N09b": (
+        "addresses and names that stand for another",
+        "test_egress.py::test_what_is_not_in_the_list_is_denied_and_never_dialled",
+    ),
+    "N09c": (
+        "tunnels for something else",
+        "test_egress.py::test_a_tunnel_is_tls_and_for_the_name_that_was_asked_for",
+    ),
+    "P01, P03": (
+        "leavings of an earlier run",
+        "test_pool.py::test_runs_take_one_each_and_never_the_same",
+    ),
+    "P04": ("a base image that was swapped", "test_container_cli.py::test_what_comes_from_outside_is_pinned"),
+    "P09": ("the log of another user", "test_logger.py::test_what_a_run_leaves_is_for_its_user_only"),
     "P05": (
         "containers and files of a killed host",
         "test_docker.py::test_a_killed_host_leaves_nothing_when_the_lease_is_over",
@@ -71,11 +117,30 @@ TESTS: dict[str, tuple[str, str]] = {
     "T02": ("options of the engine's own", "test_docker.py::test_options_of_the_engine_can_not_be_passed"),
     "T03": ("the host's environment", "test_docker.py::test_the_policy_as_the_engine_has_it"),
     "T04": ("the host's file descriptors", "test_local.py::test_inherited_fds_are_closed"),
+    "T06": (
+        "a socket in the place of the agent's",
+        "test_local.py::test_the_folder_is_private_and_gone_afterwards",
+    ),
+    "T08": (
+        "packages of anybody's at run time",
+        "test_egress.py::test_in_a_container_the_listed_host_is_reached_and_nothing_else",
+    ),
     "T07": (
         "an agent of another version",
         "test_wire.py::test_versions_are_exchanged_and_a_mismatch_names_both",
     ),
 }
+
+NOT_HERE = {
+    "B04, B16": "budgets are not built yet; the number of calls at once and the size of each are limited",
+    "B06": "recursion is not built yet; a depth is no field of the wire (B12)",
+    "B19": "there is no cache",
+    "H13": "nothing is exported as a table",
+    "H14, H15, H16, H18": "no file is taken out of a sandbox, and no archive of one is unpacked",
+    "H25": "results are text; nothing is shown as HTML",
+    "P02": "no state is pickled or stored: a session goes on in a fork of its own process",
+}
+"""What the catalogue of attacks has and this version has nothing of."""
 
 
 def text(cases: Sequence[Case], held: Mapping[tuple[str, str, str], bool]) -> str:
@@ -86,6 +151,8 @@ def text(cases: Sequence[Case], held: Mapping[tuple[str, str, str], bool]) -> st
         lines.append(f"| {case.id} | {case.title} | {case.expected} | {' | '.join(words)} |\n")
     lines.append(ELSEWHERE)
     lines += [f"| {name} | {what} | `{test}` |\n" for name, (what, test) in TESTS.items()]
+    lines.append(ABSENT)
+    lines += [f"| {name} | {why} |\n" for name, why in NOT_HERE.items()]
     return "".join(lines)
 
 

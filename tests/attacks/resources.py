@@ -25,7 +25,7 @@ print("OUTCOME", outcome)""",
         HOST_KERNEL,
     ),
     Case(
-        "R01b",
+        "R01b, R17",
         "a fork bomb that leaves its session and never stops",
         """
 while True:

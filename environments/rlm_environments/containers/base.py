@@ -26,6 +26,7 @@ DEBIAN = "debian"
 DEBIAN_SUITE = "bookworm"
 DEBIAN_PACKAGES = (
     "base-files",
+    "ca-certificates",
     "coreutils",
     "dash",
     "libgcc-s1",
@@ -39,6 +40,9 @@ DEBIAN_LEAVES_OUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/
 USERS = (
     "root:x:0:0:root:/root:/usr/sbin/nologin\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"
 )
+CERTIFICATES = "usr/share/ca-certificates/mozilla/"
+BUNDLE = "etc/ssl/certs/ca-certificates.crt"
+"""Made by a script of the package, which does not run."""
 GROUPS = "root:x:0:\nnogroup:x:65534:\n"
 MIRRORS = (Path("/etc/apt/sources.list"), Path("/etc/apt/sources.list.d/debian.sources"))
 BUILD_SECONDS = 900
@@ -115,7 +119,7 @@ def _look(engine: Engine, reference: str) -> tuple[list[int], str, str]:
 
 
 def debian_reference() -> str:
-    recipe = json.dumps([DEBIAN_SUITE, DEBIAN_PACKAGES, DEBIAN_LEAVES_OUT, USERS])
+    recipe = json.dumps([DEBIAN_SUITE, DEBIAN_PACKAGES, DEBIAN_LEAVES_OUT, USERS, BUNDLE])
     return f"rlm-base:{DEBIAN_SUITE}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
 
 
@@ -144,17 +148,30 @@ def _debian(engine: Engine, say: Say) -> str:
             raise EngineError(f"mmdebstrap was not done within {BUILD_SECONDS} s") from None
         if done.returncode:
             raise EngineError(f"mmdebstrap failed: {one_line(done.stderr[-600:], 600)}")
-        with tarfile.open(archive, "a") as tar:
-            for name, text in (("etc/passwd", USERS), ("etc/group", GROUPS)):
-                member = tarfile.TarInfo(name)
-                member.size = len(text)
-                tar.addfile(member, io.BytesIO(text.encode()))
+        _complete(archive)
         with engine.errors():
             repository, tag = reference.split(":")
             engine.api.import_image_from_file(
                 str(archive), repository=repository, tag=tag, changes=[f"LABEL {LABEL}=base"]
             )
     return reference
+
+
+def _complete(archive: Path) -> None:
+    """Add what the packages' own scripts would have made: users, groups, and the bundle of certificates."""
+    with tarfile.open(archive) as tar:
+        bundle = b"".join(
+            file.read()
+            for member in tar
+            if member.name.endswith(".crt")
+            and CERTIFICATES in member.name
+            and (file := tar.extractfile(member))
+        )
+    with tarfile.open(archive, "a") as tar:
+        for name, data in (("etc/passwd", USERS.encode()), ("etc/group", GROUPS.encode()), (BUNDLE, bundle)):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
 
 
 def _is_suite_of_host() -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 from docker.types import LogConfig, Mount, Ulimit
 
+from rlm_core.egress.allowlist import Allowlist
 from rlm_core.environment import SandboxSpec
 from rlm_core.errors import ConfigError
 from rlm_environments.containers import seccomp
@@ -31,6 +32,7 @@ GVISOR_PIDS = 512
 INODES_PER_MIB = 256
 OPEN_FILES = 4096
 HOSTNAME = "sandbox"
+PROXY_PORT = 3128
 AGENT = ["/opt/rlm/bin/agent"]
 CONTEXT_FOLDER = "/context"
 RUN_FOLDER = "/run/rlm"
@@ -46,6 +48,7 @@ class Profile:
     """Of one session; the container has some more."""
     disk: int
     network: bool
+    allowlist: Allowlist | None
     runtime: str | None
 
     @property
@@ -60,9 +63,16 @@ class Profile:
     def is_gvisor(self) -> bool:
         return self.runtime is not None and self.runtime.startswith("runsc")
 
+    @property
+    def internet_sockets(self) -> bool:
+        """The proxy of an allowlist is on the sandbox's own loopback, the only interface it has."""
+        return self.network or self.allowlist is not None
+
     def expected(self) -> Expected:
         """What the sandbox is to find when it looks around."""
-        return Expected(HOSTNAME, self.network, self.is_gvisor, self.all_memory, self.all_pids)
+        return Expected(
+            HOSTNAME, self.network, self.internet_sockets, self.is_gvisor, self.all_memory, self.all_pids
+        )
 
     @classmethod
     def of(cls, spec: SandboxSpec, engine: Engine) -> "Profile":
@@ -84,7 +94,15 @@ class Profile:
                 f"disk={disk:,} is kept in memory, and files may take half of it at most: "
                 f"set memory to {2 * (disk + shared + PRIVATE_BYTES):,} or more"
             )
-        return cls(memory, cpus, spec.pids or PIDS, disk, spec.network == "full", spec.runtime)
+        return cls(
+            memory=memory,
+            cpus=cpus,
+            pids=spec.pids or PIDS,
+            disk=disk,
+            network=spec.network == "full",
+            allowlist=spec.allowlist,
+            runtime=spec.runtime,
+        )
 
 
 def container(
@@ -115,7 +133,7 @@ def container(
         cap_add=["SETUID", "SETGID", "KILL"],
         security_opt=[
             "no-new-privileges:true",
-            f"seccomp={seccomp.engine_profile(engine.info.architecture, network=profile.network)}",
+            f"seccomp={seccomp.engine_profile(engine.info.architecture, network=profile.internet_sockets)}",
         ],
         pids_limit=profile.all_pids,
         mem_limit=profile.all_memory,

@@ -50,7 +50,7 @@ class Queries:
     """The calls of one session. Works from any thread and from any process that a cell forks."""
 
     def __init__(self, fork_here: ForkHere | None = None) -> None:
-        self._local = threading.local()
+        self._local = _Connections()
         self._fork_here = fork_here
 
     def __reduce__(self) -> tuple[type["Queries"], tuple[()]]:
@@ -75,33 +75,58 @@ class Queries:
 
     def _ask(self, kind: str, prompts: Sequence[str], model: str | None) -> list[LMReply]:
         bodies = _checked(prompts, model)
+        link: Link | None = None
         try:
-            return _Exchange(self._connection(), kind, model, self._fork_here).run(bodies)
+            link = self._local.take()
+            replies = _Exchange(link, kind, model, self._fork_here).run(bodies)
         except (OSError, LinkClosed, FrameError) as error:
-            self._disconnect()
+            self._local.drop(link)
             return [LMReply.failure(f"the call did not reach the host: {error!r}")] * len(bodies)
         except BaseException:
             # Interrupted with answers still on their way: a fresh connection makes the agent cancel them.
-            self._disconnect()
+            self._local.drop(link)
             raise
-
-    def _connection(self) -> Link:
-        link: Link | None = getattr(self._local, "link", None)
-        if link is None or self._local.pid != os.getpid() or not link.intact():
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            sock.connect(os.environ[SOCKET_VARIABLE])
-            self._local.pid, self._local.link = os.getpid(), Link(sock)
-        return self._local.link  # type: ignore[no-any-return]
+        self._local.put_back(link)
+        return replies
 
     def forget(self) -> None:
-        """Drop a connection that belongs to the session this process was forked from."""
-        self._disconnect()
+        """Drop connections that belong to the session this process was forked from."""
+        self._local.drop_all()
 
-    def _disconnect(self) -> None:
-        link: Link | None = getattr(self._local, "link", None)
-        self._local.link = None
-        if link is not None and link.intact():
-            link.close()
+
+class _Connections(threading.local):
+    """Those of one thread: more than one where a signal handler or a finalizer calls within a call."""
+
+    def __init__(self) -> None:
+        self._open: set[Link] = set()
+        self._idle: Link | None = None
+        self._pid = os.getpid()
+
+    def take(self) -> Link:
+        """The idle one, or a new one; to be put back or dropped."""
+        link, self._idle = self._idle, None
+        if link is not None and self._pid == os.getpid() and link.intact():
+            return link
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.connect(os.environ[SOCKET_VARIABLE])
+        link, self._pid = Link(sock), os.getpid()
+        self._open.add(link)
+        return link
+
+    def put_back(self, link: Link) -> None:
+        idle, self._idle = self._idle, link
+        self.drop(idle)
+
+    def drop(self, link: Link | None) -> None:
+        if link is not None:
+            self._open.discard(link)
+            if link.intact():
+                link.close()
+
+    def drop_all(self) -> None:
+        self._idle = None
+        for link in list(self._open):
+            self.drop(link)
 
 
 class _Exchange:

@@ -79,6 +79,11 @@ class AgentServiceStub(object):
                 request_serializer=rlm__agent_dot_rpc_dot_v1_dot_agent__pb2.ReadVariableRequest.SerializeToString,
                 response_deserializer=rlm__agent_dot_rpc_dot_v1_dot_agent__pb2.ReadVariableResponse.FromString,
                 _registered_method=True)
+        self.Accept = channel.stream_stream(
+                '/rlm_agent.rpc.v1.AgentService/Accept',
+                request_serializer=rlm__agent_dot_rpc_dot_v1_dot_agent__pb2.AcceptRequest.SerializeToString,
+                response_deserializer=rlm__agent_dot_rpc_dot_v1_dot_agent__pb2.AcceptResponse.FromString,
+                _registered_method=True)
         self.Health = channel.unary_unary(
                 '/rlm_agent.rpc.v1.AgentService/Health',
                 request_serializer=rlm__agent_dot_rpc_dot_v1_dot_agent__pb2.HealthRequest.SerializeToString,
@@ -150,6 +155,14 @@ class AgentServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Accept(self, request_iterator, context):
+        """Gives the host the next connection that code in the sandbox makes to its proxy: an empty message when there
+        is one, then the connection's bytes both ways until either end closes. The host asks again for the next.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Health(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -203,6 +216,11 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     servicer.ReadVariable,
                     request_deserializer=rlm__agent_dot_rpc_dot_v1_dot_agent__pb2.ReadVariableRequest.FromString,
                     response_serializer=rlm__agent_dot_rpc_dot_v1_dot_agent__pb2.ReadVariableResponse.SerializeToString,
+            ),
+            'Accept': grpc.stream_stream_rpc_method_handler(
+                    servicer.Accept,
+                    request_deserializer=rlm__agent_dot_rpc_dot_v1_dot_agent__pb2.AcceptRequest.FromString,
+                    response_serializer=rlm__agent_dot_rpc_dot_v1_dot_agent__pb2.AcceptResponse.SerializeToString,
             ),
             'Health': grpc.unary_unary_rpc_method_handler(
                     servicer.Health,
@@ -453,6 +471,33 @@ class AgentService(object):
             '/rlm_agent.rpc.v1.AgentService/ReadVariable',
             rlm__agent_dot_rpc_dot_v1_dot_agent__pb2.ReadVariableRequest.SerializeToString,
             rlm__agent_dot_rpc_dot_v1_dot_agent__pb2.ReadVariableResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Accept(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/rlm_agent.rpc.v1.AgentService/Accept',
+            rlm__agent_dot_rpc_dot_v1_dot_agent__pb2.AcceptRequest.SerializeToString,
+            rlm__agent_dot_rpc_dot_v1_dot_agent__pb2.AcceptResponse.FromString,
             options,
             channel_credentials,
             insecure,

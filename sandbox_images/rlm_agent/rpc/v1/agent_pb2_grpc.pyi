@@ -56,6 +56,10 @@ class AgentServiceStub:
     """Makes a second session from the memory of this one, idle or in the middle of a call."""
     ListVariables: _grpc.UnaryUnaryMultiCallable[_agent_pb2.ListVariablesRequest, _agent_pb2.ListVariablesResponse]
     ReadVariable: _grpc.UnaryUnaryMultiCallable[_agent_pb2.ReadVariableRequest, _agent_pb2.ReadVariableResponse]
+    Accept: _grpc.StreamStreamMultiCallable[_agent_pb2.AcceptRequest, _agent_pb2.AcceptResponse]
+    """Gives the host the next connection that code in the sandbox makes to its proxy: an empty message when there
+    is one, then the connection's bytes both ways until either end closes. The host asks again for the next.
+    """
     Health: _grpc.UnaryUnaryMultiCallable[_agent_pb2.HealthRequest, _agent_pb2.HealthResponse]
 
 @_typing.type_check_only
@@ -77,6 +81,10 @@ class AgentServiceAsyncStub(AgentServiceStub):
     """Makes a second session from the memory of this one, idle or in the middle of a call."""
     ListVariables: _aio.UnaryUnaryMultiCallable[_agent_pb2.ListVariablesRequest, _agent_pb2.ListVariablesResponse]  # type: ignore[assignment]
     ReadVariable: _aio.UnaryUnaryMultiCallable[_agent_pb2.ReadVariableRequest, _agent_pb2.ReadVariableResponse]  # type: ignore[assignment]
+    Accept: _aio.StreamStreamMultiCallable[_agent_pb2.AcceptRequest, _agent_pb2.AcceptResponse]  # type: ignore[assignment]
+    """Gives the host the next connection that code in the sandbox makes to its proxy: an empty message when there
+    is one, then the connection's bytes both ways until either end closes. The host asks again for the next.
+    """
     Health: _aio.UnaryUnaryMultiCallable[_agent_pb2.HealthRequest, _agent_pb2.HealthResponse]  # type: ignore[assignment]
 
 class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -149,6 +157,16 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _agent_pb2.ReadVariableRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_agent_pb2.ReadVariableResponse, _abc.Awaitable[_agent_pb2.ReadVariableResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Accept(
+        self,
+        request_iterator: _MaybeAsyncIterator[_agent_pb2.AcceptRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_agent_pb2.AcceptResponse], _abc.AsyncIterator[_agent_pb2.AcceptResponse]]:
+        """Gives the host the next connection that code in the sandbox makes to its proxy: an empty message when there
+        is one, then the connection's bytes both ways until either end closes. The host asks again for the next.
+        """
 
     @_abc_1.abstractmethod
     def Health(

@@ -1,0 +1,152 @@
+"""The host against an agent that is hostile itself: H of the catalogue, over the wire."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import pytest
+from rlm_agent.rpc.v1 import agent_pb2 as pb
+
+from rlm_core import limits
+from rlm_core.errors import SandboxLost
+from rlm_core.session import Session
+from rlm_core.transport.stdio import StdioLink
+from rlm_core.transport.unix import private_folder
+from tests.conftest import SPEC, echo
+from tests.support.hostile_agent import HostileAgent
+
+ZEROS = 400_000_000
+EMPTY_MESSAGES = b"\x0a\x00" * 2_000_000
+HOST = """
+import asyncio, resource, sys
+from pathlib import Path
+from rlm_core.session import Session
+from rlm_core.transport.unix import unix_channel
+from tests.conftest import SPEC, echo
+from tests.support.hostile_agent import HostileAgent
+
+async def main():
+    agent = HostileAgent()
+    agent.channel = unix_channel(Path(sys.argv[1]))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        async with Session(agent, SPEC, echo) as session:
+            await session.execute("x")
+    except Exception as error:
+        print(type(error).__name__, error)
+    await agent.channel.close()
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+
+asyncio.run(main())
+"""
+
+
+async def lost_with(agent: HostileAgent) -> str:
+    async with agent:
+        with pytest.raises(SandboxLost) as caught:
+            async with Session(agent, SPEC, echo) as session:
+                await session.execute("x")
+    return str(caught.value)
+
+
+async def host_of(agent: HostileAgent) -> tuple[str, int]:
+    """What a host process of its own says of this agent, and the megabytes that it cost it."""
+    async with agent:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", HOST, str(agent.address), stdout=subprocess.PIPE
+        )
+        output, _ = await process.communicate()
+    said, megabytes = output.decode().splitlines()
+    return said, int(megabytes)
+
+
+def event(**fields: Any) -> bytes:
+    message = pb.AgentMessage(event=pb.CellEvent(**fields))
+    return pb.ConnectResponse(messages=[message]).SerializeToString()
+
+
+@pytest.fixture(autouse=True)
+def few_reconnects(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_RECONNECTS", 2)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"\x0b" * 20_000,
+        b"\x0a\xff\xff\xff\xff\x0f",
+        b"\xff" * 1000,
+        event(stdout=b"cut off")[:-3],
+        event(cell_id="?").replace(b"?", b"\xff"),
+    ],
+    ids=["H01: nested 20,000 deep", "a length beyond the end", "no message", "cut off", "H07: no UTF-8"],
+)
+async def test_what_is_no_message_ends_the_session(answer: bytes) -> None:
+    assert "no message of ours" in await lost_with(HostileAgent([answer]))
+
+
+async def test_h03_a_message_over_the_limit_ends_the_session() -> None:
+    assert "larger than max" in await lost_with(HostileAgent([b"\x12" + b"x" * limits.MAX_MESSAGE * 2]))
+
+
+async def test_h04_a_compressed_bomb_is_not_unpacked() -> None:
+    said, megabytes = await host_of(HostileAgent([bytes(ZEROS)], compression=grpc.Compression.Gzip))
+    assert said.startswith("SandboxLost") and megabytes < 100, (said, megabytes)
+
+
+async def test_h05_two_million_empty_messages_are_too_many() -> None:
+    said, megabytes = await host_of(HostileAgent([EMPTY_MESSAGES]))
+    assert "too many messages" in said and megabytes < 400, (said, megabytes)
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    ["\x1b]0;owned\x07\x1b[2J\u202egnp.exe\r\nERROR: all is well", "x" * 7000],
+    ids=["H10: steers the terminal", "H24: long"],
+)
+async def test_the_text_of_an_error_is_short_and_can_not_steer(refusal: str) -> None:
+    said = await lost_with(HostileAgent(refusal=refusal))
+    assert len(said) < 700 and not set(said) & set("\x1b\x07\r\u202e"), said
+
+
+async def test_h22_an_agent_that_never_reads_holds_up_its_own_session_for_its_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limits, "CELL_GRACE_SECONDS", 0.2)
+    async with HostileAgent(reads=False) as agent, Session(agent, SPEC, echo) as session:
+        reply = pb.ConnectRequest(reply=pb.CallReply(call_id="x" * 1_000_000))
+        while (await asyncio.wait([asyncio.create_task(session._write(reply))], timeout=1))[0]:
+            pass  # until nothing more goes into the stream
+        with pytest.raises(SandboxLost, match="did not end a cell"):
+            await session.execute("x" * 1_000_000, timeout=0.1)
+
+
+@pytest.mark.parametrize(
+    "greeting",
+    [
+        b"[" * 100_000 + b"\n",
+        b"{" * 1000 + b"\n",
+        b"[1]\n",
+        b"NaN\n",
+        b"\xff\n",
+        b"x" * (limits.MAX_GREETING + 1),
+    ],
+    ids=["H02: nested 100,000 deep", "no JSON", "no object", "no number", "no text", "no end"],
+)
+async def test_a_greeting_that_is_none_is_one_line(greeting: bytes) -> None:
+    link = StdioLink(private_folder(), 10, lambda: None)
+    waiting: Callable[[], Any] = lambda: link.begin(NoStream(), {})  # noqa: E731
+    begin = asyncio.ensure_future(waiting())
+    await asyncio.sleep(0)
+    link.feed(greeting)
+    with pytest.raises(SandboxLost, match=r"not our agent|too long"):
+        await begin
+    await link.close()
+
+
+class NoStream(asyncio.WriteTransport):
+    def write(self, data: Any) -> None:
+        """To nobody."""
