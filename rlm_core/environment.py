@@ -5,6 +5,7 @@ Environments are found through the entry-point group `rlm.environments`; this pa
 
 import atexit
 import contextlib
+import difflib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import grpc.aio
 from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from rlm_core.egress.allowlist import Allowlist
 from rlm_core.errors import ConfigError, MissingExtra, PolicyNotEnforceable
@@ -203,9 +205,18 @@ def parse_spec(kwargs: Mapping[str, Any]) -> SandboxSpec:
     try:
         return SandboxSpec(**kwargs)
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise ConfigError("; ".join(_wrong(each) for each in error.errors())) from None
+
+
+def _wrong(error: ErrorDetails) -> str:
+    """One wrong field of the policy, in words."""
+    name = ".".join(map(str, error["loc"]))
+    if error["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(name, SandboxSpec.model_fields, 1)
+        hint = f", did you mean {close[0]!r}?" if close else ""
         known = ", ".join(SandboxSpec.model_fields)
-        raise ConfigError(f"environment_kwargs: {wrong}; known: {known}") from None
+        return f"environment_kwargs: there is no {name!r}{hint} (known: {known})"
+    return f"environment_kwargs: {name}: {error['msg'].removeprefix('Value error, ')}"
 
 
 _running: dict[Sandbox, int] = {}

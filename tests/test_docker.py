@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import getpass
 import os
 import random
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -14,6 +16,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+import trustme
 from rlm_environments.containers import image, profile
 from rlm_environments.containers.engine import Engine, _is_mended
 from rlm_environments.docker import DockerEnvironment, DockerSandbox
@@ -23,6 +26,7 @@ from rlm_core.errors import ConfigError, EngineError, PolicyNotEnforceable, Sand
 from rlm_core.session import Session
 from tests.conftest import Recorder, echo
 from tests.support.engine_relay import EngineRelay
+from tests.support.ssh_server import ssh_server
 
 pytestmark = pytest.mark.needs("docker")
 SMALL: dict[str, Any] = {"memory": "512MiB", "pids": 100, "disk": "64MiB", "interrupt_grace": 0.3}
@@ -328,3 +332,76 @@ async def test_an_engine_that_stops_in_the_middle_of_a_run_is_one_clear_line(
             assert "\n" not in str(caught.value)
         await sandbox.stop()
     await gone_within(engine, sandbox.id, 20)
+
+
+async def test_a_sandbox_that_ran_out_of_memory_says_so(engine: Engine, container: DockerSandbox) -> None:
+    with pytest.raises(SandboxLost, match=r"ran out of memory.*set memory to more"):
+        async with Session(container, environment().spec, echo) as session:
+            result = await session.execute(
+                "x = bytearray(1 << 30)\nfor i in range(0, 1 << 30, 4096): x[i] = 1"
+            )
+            assert result.status == "rolled_back"
+            engine.api.kill(container.container)
+            await session.execute("1")
+
+
+async def test_a_context_that_the_disk_has_no_room_for_is_one_line_and_the_session_lives(
+    container: DockerSandbox, tmp_path: Path
+) -> None:
+    big = tmp_path / "big"
+    with big.open("wb") as file:
+        file.truncate(100 << 20)
+    container.shared_folder = None
+    async with Session(container, environment().spec, echo) as session:
+        with pytest.raises(ConfigError, match=r"can't store it.*(too large|No space left)"):
+            await session.put_file("big", big)
+        assert (await session.execute("print(1)")).stdout == "1\n"
+
+
+async def test_an_engine_behind_tls_is_remote_and_works(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    authority = trustme.CA()
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), authority.issue_cert("host@test.example")
+    authority.issue_cert("127.0.0.1").configure_cert(server)
+    authority.configure_trust(server)
+    server.verify_mode = ssl.CERT_REQUIRED
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    client.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
+    client.cert_chain_pems[0].write_to_path(str(tmp_path / "cert.pem"))
+    async with EngineRelay(tls=server) as relay:
+        monkeypatch.setenv("DOCKER_HOST", relay.address)
+        monkeypatch.setenv("DOCKER_TLS_VERIFY", "1")
+        monkeypatch.setenv("DOCKER_CERT_PATH", str(tmp_path))
+        for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):  # requests would rather have these
+            monkeypatch.delenv(name, raising=False)
+        sandbox = await environment().start()
+        async with Session(sandbox, environment().spec, echo) as session:
+            await session.put_context("x" * 5_000_000)
+            result = await session.execute("print(len(context), llm_query('far'))")
+            assert result.stdout == "5000000 echo far\n"
+        await sandbox.stop()
+
+
+def test_a_context_of_the_command_line_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_CONTEXT", "no-such-context")
+    with pytest.raises(EngineError, match="no such context"):
+        Engine.connect()
+    monkeypatch.setenv("DOCKER_CONTEXT", "default")
+    assert Engine.connect().is_local
+
+
+@pytest.mark.needs("sshd")
+async def test_an_engine_behind_ssh_is_remote_and_works(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with ssh_server(tmp_path) as port:
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+        monkeypatch.setenv("DOCKER_HOST", f"ssh://{getpass.getuser()}@127.0.0.1:{port}")
+        sandbox = await environment().start()
+        async with Session(sandbox, environment().spec, echo) as session:
+            await session.put_context("x" * 5_000_000)
+            result = await session.execute("print(len(context), llm_query('far'))")
+            assert result.stdout == "5000000 echo far\n"
+        await sandbox.stop()
+        await asyncio.to_thread(Engine.connect().api.close)

@@ -342,7 +342,9 @@ async def test_in_a_container_the_listed_host_is_reached_and_nothing_else(
             async with Session(sandbox, environment.spec, echo) as session:
                 code = f"{FETCH}\nprint(fetch('https://127.0.0.1:{port}'))\nprint(fetch('https://127.0.0.1:{port}'))"
                 assert (await session.execute(code)).stdout == "b'hello'\nb'hello'\n"
-                result = await session.execute("print(ssl.create_default_context().cert_store_stats()['x509'])")
+                result = await session.execute(
+                    "print(ssl.create_default_context().cert_store_stats()['x509'])"
+                )
                 assert int(result.stdout) > 50  # what public servers are known by
                 result = await session.execute(f"print(fetch('https://127.0.0.1:{other}'))")
                 assert "403" in result.stdout

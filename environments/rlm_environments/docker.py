@@ -12,9 +12,12 @@ import secrets
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
+
+import docker.errors
 
 from rlm_core import limits
 from rlm_core.egress.gate import Gate
@@ -45,6 +48,8 @@ STDERR_BYTES = 8 << 10
 """Kept from the end of the container's stderr, to say why it ended."""
 NOTE = "nonce"
 REAP = "rlm_environments.containers.reap"
+CONFLICT = 409
+"""Of the engine's API: the removal of a container is already in progress."""
 _building = threading.Lock()
 
 
@@ -108,8 +113,11 @@ class DockerEnvironment(Environment):
 
     def _ensure_image(self, engine: Engine) -> str:
         """Build on first use; a second start of this process waits for the first one's build."""
+        packages = self.spec.packages or ()
+        tag = image.find(engine, self.spec.image, packages)
+        if tag is not None:
+            return tag
         with _building:
-            packages = self.spec.packages or ()
             tag = image.find(engine, self.spec.image, packages)
             if tag is None:
                 what = image.recipe(self.spec.image, packages, image.usual_base(engine))
@@ -314,7 +322,7 @@ class DockerSandbox(Sandbox):
                             return
                     await asyncio.sleep(delay)
                     delay = min(2 * delay, 2.0)
-            self._end("")
+            self._end("" if self._stderr else await asyncio.to_thread(_cause, self._engine, self.container))
         except (TimeoutError, EngineError) as error:
             self._end(str(error) or "the engine does not answer")
 
@@ -358,11 +366,23 @@ def _running(engine: Engine) -> list[RunningSandbox]:
     ]
 
 
+def _cause(engine: Engine, container: str) -> str:
+    """Why a container has ended that said nothing itself, as far as the engine's events tell."""
+    filters = {"container": container, "event": ["oom"]}
+    with engine.errors():
+        events = engine.api.events(since=1, until=int(time.time()) + 1, filters=filters, decode=True)
+        found = next(iter(events), None)
+        events.close()
+    return "" if found is None else "it ran out of memory, and the kernel ended its agent; set memory to more"
+
+
 def _remove(engine: Engine, container: str) -> None:
     """Quiet for one that is gone, or going."""
-    try:
-        with engine.errors():
+    with engine.errors():
+        try:
             engine.api.remove_container(container, force=True, v=True)
-    except EngineError as error:
-        if "No such container" not in str(error) and "is already in progress" not in str(error):
-            raise
+        except docker.errors.NotFound:
+            pass
+        except docker.errors.APIError as error:
+            if error.status_code != CONFLICT:
+                raise

@@ -38,7 +38,7 @@ def run(
     ] = None,
     pool: Annotated[
         int | None,
-        typer.Option(help="Sandboxes to start at once, while the text is read, and to keep ready."),
+        typer.Option(min=1, help="Sandboxes to start at once, while the text is read, and to keep ready."),
     ] = None,
     max_iterations: Annotated[int, typer.Option(help="Turns of the root LM.")] = 30,
     max_depth: Annotated[int, typer.Option(help="0 asks the LM directly.")] = 1,

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import platform
 import re
 import secrets
@@ -292,12 +293,16 @@ async def _follow(events: AsyncIterator[pb.CellEvent], outbox: asyncio.Queue[Out
 
 async def _receive(requests: AsyncIterator[Any], path: Path, size: int) -> None:
     received = 0
-    with path.open("wb") as file:
-        async for request in requests:
-            received += len(request.chunk)
-            if len(request.chunk) > limits.MAX_CHUNK or received > size:
-                raise errors.Invalid("more bytes than the header or the chunk limit allow")
-            file.write(request.chunk)
+    try:
+        with path.open("wb") as file:
+            async for request in requests:
+                received += len(request.chunk)
+                if len(request.chunk) > limits.MAX_CHUNK or received > size:
+                    raise errors.Invalid("more bytes than the header or the chunk limit allow")
+                file.write(request.chunk)
+    except OSError as error:
+        why = f"after {received:,} of {size:,} bytes: {os.strerror(error.errno or 0)}"
+        raise errors.Invalid(f"the sandbox can't store it ({why}); its disk may be too small") from None
     if received != size:
         raise errors.Invalid(f"the stream ended after {received:,} of {size:,} bytes")
 

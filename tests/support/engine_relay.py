@@ -1,6 +1,7 @@
 """A relay in front of the container engine, on TCP or a unix socket, that can stop as an engine stops."""
 
 import asyncio
+import ssl
 from pathlib import Path
 
 ENGINE = "/var/run/docker.sock"
@@ -9,8 +10,8 @@ ENGINE = "/var/run/docker.sock"
 class EngineRelay:
     """`address` is for DOCKER_HOST."""
 
-    def __init__(self, path: str = "") -> None:
-        self._path = path
+    def __init__(self, path: str = "", tls: ssl.SSLContext | None = None) -> None:
+        self._path, self._tls = path, tls
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self.address = ""
@@ -20,7 +21,7 @@ class EngineRelay:
             self._server = await asyncio.start_unix_server(self._serve, self._path)
             self.address = f"unix://{self._path}"
         else:
-            self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+            self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._tls)
             self.address = f"tcp://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
         return self
 

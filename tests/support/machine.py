@@ -3,12 +3,14 @@
 import os
 import shutil
 from functools import cache
+from pathlib import Path
 
 from rlm_environments.containers import image
 from rlm_environments.containers.base import DEBIAN
 from rlm_environments.containers.engine import Engine
 
 from rlm_core.errors import RLMError
+from tests.support.ssh_server import SSHD
 
 IN_CI = bool(os.environ.get("CI"))
 
@@ -18,6 +20,8 @@ def missing(name: str) -> str:
     """Why tests of an environment can't run here, in one line; empty when they can."""
     if name == "bubblewrap":
         return "" if shutil.which("bwrap") else "no bubblewrap: apt-get install bubblewrap"
+    if name == "sshd":
+        return "" if Path(SSHD).exists() else "no SSH server: apt-get install openssh-server"
     try:
         engine = Engine.connect()
         if name == "runsc" and "runsc" not in engine.info.runtimes:

@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
+from rlm_core.cli.output import fail, stderr_console, stdout_console
 from rlm_core.errors import ConfigError, MissingExtra
 
 if TYPE_CHECKING:
@@ -27,12 +27,15 @@ def build(
     """Build an image now; otherwise it is built when it is first used."""
     if variant not in ("minimal", "data"):
         raise ConfigError(f"no variant {variant!r}: minimal, or data; for another base use --base")
+    if variant == "data" and base not in (None, "debian"):
+        raise ConfigError("--base is for minimal: on another base, name what you need by --package")
     engine = _connect()
     from rlm_environments.containers import image
 
     what = image.recipe(variant, package or [], base or image.usual_base(engine))
-    with Console(stderr=True).status("building") as status:
-        tag = image.build(engine, what, lambda text: status.update(text))
+    console = stderr_console()
+    with console.status("building") as status:
+        tag = image.build(engine, what, status.update if console.is_terminal else console.print)
     typer.echo(tag)
 
 
@@ -42,12 +45,12 @@ def ls() -> None:
     engine = _connect()
     from rlm_environments.containers import image
 
-    table = Table("TAG", "BASE", "PACKAGES", "SIZE", "")
+    table = Table(*(Column(name, overflow="fold") for name in ("TAG", "BASE", "PACKAGES", "SIZE", "")))
     for each in image.ls(engine):
         note = "" if each.current else "of another version"
         base = each.base.partition("@")[0]
         table.add_row(each.tag, base, each.packages, f"{each.bytes / 1e6:.0f} MB", note)
-    Console().print(table)
+    stdout_console().print(table)
 
 
 @app.command("rm")
@@ -56,6 +59,8 @@ def rm(
     old: Annotated[bool, typer.Option("--old", help="All that are of another version.")] = False,
 ) -> None:
     """Remove images."""
+    if not tags and not old:
+        fail(ConfigError("which? pass tags, or --old"), 2)
     engine = _connect()
     from rlm_environments.containers import image
 

@@ -62,9 +62,7 @@ class Engine:
         if os.environ.get("DOCKER_HOST"):
             kwargs = dict(kwargs_from_env())
         else:
-            context = ContextAPI.get_current_context()
-            if context is not None and context.Name != "default":
-                kwargs = {"base_url": context.Host, "tls": context.TLSConfig or False}
+            kwargs = _of_context(os.environ.get("DOCKER_CONTEXT"))
         self.address = str(kwargs.get("base_url") or "unix:///var/run/docker.sock")
         with self.errors():
             self.api = docker.APIClient(version="auto", timeout=TIMEOUT_SECONDS, **kwargs)
@@ -128,6 +126,16 @@ class Engine:
             raise EngineError(_explain(repr(error), self.address)) from None
 
 
+def _of_context(name: str | None) -> dict[str, Any]:
+    """Where the named context of the command line's configuration is, or the current one."""
+    context = ContextAPI.get_context(name) if name else ContextAPI.get_current_context()
+    if context is None and name:
+        raise EngineError(f"DOCKER_CONTEXT={name!r}: there is no such context; see: docker context ls")
+    if context is None or context.Name == "default":
+        return {}
+    return {"base_url": context.Host, "tls": context.TLSConfig or False}
+
+
 def _is_mended(runc: str) -> bool:
     version = tuple(int(part) for part in re.findall(r"\d+", runc)[:3])
     return version >= (1, 3, 3) or (1, 2, 8) <= version < (1, 3)
@@ -151,6 +159,7 @@ REMEDIES = (
     ("ConnectionRefusedError", NO_ENGINE),
     ("Connection refused", NO_ENGINE),
     ("no space left on device", DISK_FULL),
+    ("Install paramiko", "an engine behind SSH needs paramiko: pip install 'docker[ssh]'"),
     ("Read timed out", "the engine at {address} did not answer within {timeout} s"),
     ("No such image", "the image is not there any more: build it again with rlm image build"),
 )

@@ -6,6 +6,7 @@ zero bytes, size (4 bytes, big-endian), payload. What goes in is raw.
 
 import asyncio
 import contextlib
+import select
 import socket
 import struct
 import threading
@@ -84,7 +85,7 @@ class AttachedStream(asyncio.Protocol):
 
 
 def plain_socket(attached: Any) -> socket.socket:
-    """The SDK's attach socket as one that an event loop can use; over TLS or SSH through two threads."""
+    """The SDK's attach socket as one that an event loop can use; over TLS or SSH through a thread."""
     inner = getattr(attached, "_sock", attached)
     if type(inner) is socket.socket:
         sock = inner.dup()
@@ -93,18 +94,29 @@ def plain_socket(attached: Any) -> socket.socket:
         sock.setblocking(False)
         return sock
     ours, theirs = socket.socketpair()
-    for source, target in ((inner, theirs), (theirs, inner)):
-        threading.Thread(target=_copy, args=(source, target), name="rlm-attach", daemon=True).start()
+    threading.Thread(target=_bridge, args=(inner, theirs), name="rlm-attach", daemon=True).start()
     ours.setblocking(False)
     return ours
 
 
-def _copy(source: Any, target: Any) -> None:
-    with contextlib.suppress(OSError, ValueError):
-        while data := source.recv(CHUNK):
-            target.sendall(data)
-    for end in (source, target):
+def _bridge(engine: Any, plain: socket.socket) -> None:
+    """Copy both ways until either end closes, in one thread: two must not use one TLS connection."""
+    pending = getattr(engine, "pending", lambda: 0)
+    with contextlib.suppress(OSError, ValueError, EOFError):
+        while True:
+            ready = [engine] if pending() else select.select([engine, plain], [], [])[0]
+            if engine in ready:
+                _copy(engine, plain)
+            if plain in ready:
+                _copy(plain, engine)
+    ends: list[Any] = [engine, getattr(engine, "_response", None), plain]
+    for end in ends:
         with contextlib.suppress(OSError, AttributeError):
-            end.shutdown(socket.SHUT_RDWR)
-        with contextlib.suppress(OSError):
             end.close()
+
+
+def _copy(source: Any, target: Any) -> None:
+    data = source.recv(CHUNK)
+    if not data:
+        raise EOFError
+    target.sendall(data)
