@@ -26,6 +26,7 @@ from rlm_core.errors import ConfigError, EngineError, PolicyNotEnforceable, Sand
 from rlm_core.session import Session
 from tests.conftest import Recorder, echo
 from tests.support.engine_relay import EngineRelay
+from tests.support.small_engine import small_engine
 from tests.support.ssh_server import ssh_server
 
 pytestmark = pytest.mark.needs("docker")
@@ -405,3 +406,31 @@ async def test_an_engine_behind_ssh_is_remote_and_works(
             assert result.stdout == "5000000 echo far\n"
         await sandbox.stop()
         await asyncio.to_thread(Engine.connect().api.close)
+
+
+def test_a_full_disk_of_the_engine_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with small_engine(tmp_path, megabytes=24) as address:
+        monkeypatch.setenv("DOCKER_HOST", address)
+        done = subprocess.run(
+            [Path(sys.executable).parent / "rlm", "image", "build", "--base", "debian"],
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+    assert done.returncode != 0
+    assert done.stderr.splitlines()[-1] == (
+        f"rlm: the disk of the engine at {address} is full: free some, e.g. with docker system prune"
+    )
+
+
+async def test_an_engine_that_can_not_see_our_folder_gets_the_context_streamed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    elsewhere = Path("/nonexistent/context")
+    monkeypatch.setattr(DockerSandbox, "_make_context_folder", lambda self: elsewhere)
+    sandbox = await environment().start()
+    assert sandbox.shared_folder is None
+    async with Session(sandbox, environment().spec, echo) as session:
+        await session.put_context("streamed")
+        assert (await session.execute("print(context)")).stdout == "streamed\n"
+    await sandbox.stop()

@@ -48,6 +48,7 @@ STDERR_BYTES = 8 << 10
 """Kept from the end of the container's stderr, to say why it ended."""
 NOTE = "nonce"
 REAP = "rlm_environments.containers.reap"
+BAD_REQUEST = 400
 CONFLICT = 409
 """Of the engine's API: the removal of a container is already in progress."""
 _building = threading.Lock()
@@ -161,11 +162,8 @@ class DockerSandbox(Sandbox):
     async def create(self, tag: str) -> None:
         """Create the container, attach, and start it."""
         context = await asyncio.to_thread(self._make_context_folder) if self._engine.is_local else None
-        body = profile.container(
-            self._asked, self._engine, image=tag, labels=self._labels(), lease=self._lease, context=context
-        )
         track(self)
-        self.container = await self._in_thread(lambda: self._create(body))
+        self.container = await self._in_thread(lambda: self._create(tag, context))
         await self._attach()
         await self._in_thread(lambda: self._engine.api.start(self.container))
 
@@ -177,9 +175,17 @@ class DockerSandbox(Sandbox):
             "rlm.host": self._host,
         }
 
-    def _create(self, body: dict[str, Any]) -> str:
+    def _create(self, tag: str, context: Path | None) -> str:
         create: Any = self._engine.api.create_container_from_config
-        made = create(body, name=f"rlm-{self.id}")
+        body = profile.container(
+            self._asked, self._engine, image=tag, labels=self._labels(), lease=self._lease, context=context
+        )
+        try:
+            made = create(body, name=f"rlm-{self.id}")
+        except docker.errors.APIError as error:
+            if error.status_code != BAD_REQUEST or context is None:
+                raise
+            return self._create(tag, None)  # an engine of another user's can't mount ours: stream it
         return str(made["Id"])
 
     def _make_context_folder(self) -> Path:
