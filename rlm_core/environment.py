@@ -84,6 +84,10 @@ class Capabilities:
     """Whether it is a security boundary."""
     enforces: frozenset[str]
     summary: str
+    lists: bool = False
+    """Whether sandboxes outlive their host for a lease, so that `running` and `remove` know of them."""
+    attaches: bool = False
+    """Whether another host can take a sandbox over by its id and token."""
 
 
 class Sandbox(ABC):
@@ -137,6 +141,8 @@ class Environment(ABC):
 
     name: ClassVar[str]
     capabilities: ClassVar[Capabilities]
+    known_failures: ClassVar[Mapping[str, str]] = {}
+    """Checks of rlm_core.conformance that this environment does not pass, and why."""
 
     def __init__(self, spec: SandboxSpec) -> None:
         """Raises PolicyNotEnforceable for a field that is set and that this environment can't hold."""

@@ -9,6 +9,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+import tempfile
 import threading
 from pathlib import Path
 
@@ -47,11 +48,9 @@ class Janitor:
                 cls._current = cls(command)
             return cls._current
 
-    def new_folder(self, name: str) -> Path:
-        """A folder of this name, 0700, that goes with the process at the latest."""
-        folder = self.folder / name
-        folder.mkdir(mode=0o700)
-        return folder
+    def new_folder(self) -> Path:
+        """A folder, 0700 and with a short name, that goes with the process at the latest."""
+        return Path(tempfile.mkdtemp(prefix="", dir=self.folder))
 
     def _dismiss(self) -> None:
         if self.pid != os.getpid():

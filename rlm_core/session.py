@@ -68,6 +68,8 @@ class Session:
         self._metadata = ((TOKEN_KEY, sandbox.token),)
         self._stream: Stream | None = None
         self._reader: asyncio.Task[None] | None = None
+        self._cut = False
+        """Whether the stream was cut on purpose."""
         self._write_turn = asyncio.Lock()
         self._cell: RunningCell | None = None
         self._calls: dict[str, asyncio.Task[None]] = {}
@@ -223,6 +225,12 @@ class Session:
             request = pb.InterruptCellRequest(session_id=self.id, cell_id=self._cell.id)
             await self._ask(self._stub.InterruptCell, request)
 
+    def break_connection(self) -> None:
+        """Cut the stream as a broken network would: the session connects again and goes on."""
+        if self._stream is not None:
+            self._cut = True
+            self._stream.cancel()
+
     async def fork(self, *, call_id: str = "") -> "Session":
         """A second session with a copy of this one's variables; of the middle of a cell with `call_id`."""
         child = Session(self._sandbox, self._spec, self._handle_call, depth=self._depth + bool(call_id))
@@ -314,6 +322,10 @@ class Session:
                     self._take(each)
         except grpc.aio.AioRpcError as error:
             return error
+        except asyncio.CancelledError:
+            if not self._cut:
+                raise
+        self._cut = False
         none = grpc.aio.Metadata()
         return grpc.aio.AioRpcError(
             await self._stream.code(), none, none, details=await self._stream.details()

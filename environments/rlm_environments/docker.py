@@ -60,6 +60,8 @@ class DockerEnvironment(Environment):
         isolated=True,
         enforces=frozenset(SandboxSpec.model_fields),
         summary="a container without network, capabilities or a writable mount",
+        lists=True,
+        attaches=True,
     )
 
     async def start(self) -> "DockerSandbox":
@@ -145,7 +147,7 @@ class DockerSandbox(Sandbox):
         self._lease = spec.lease or LEASE_SECONDS
         janitor = Janitor.hire([sys.executable, "-I", "-m", REAP])
         self._host = janitor.folder.name
-        self._link = StdioLink(janitor.new_folder(self.id), self._lease, self._on_silence)
+        self._link = StdioLink(janitor.new_folder(), self._lease, self._on_silence)
         self.channel = self._link.channel
         self._stream: AttachedStream | None = None
         self._stderr = bytearray()

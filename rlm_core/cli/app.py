@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+import rlm_core.cli.conformance
 import rlm_core.cli.demo
 import rlm_core.cli.doctor
 import rlm_core.cli.run
@@ -24,6 +25,7 @@ app = typer.Typer(
 app.command("run")(rlm_core.cli.run.run)
 app.command("demo")(rlm_core.cli.demo.demo)
 app.command("doctor")(rlm_core.cli.doctor.doctor)
+app.command("conformance")(rlm_core.cli.conformance.conformance)
 app.add_typer(rlm_core.cli.sandbox.app, name="sandbox")
 for point in entry_points(group="rlm.commands"):  # environments bring their own, such as `rlm image`
     app.add_typer(point.load(), name=point.name)

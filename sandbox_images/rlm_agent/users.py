@@ -65,8 +65,10 @@ def live_in(folder: str) -> None:
     """Let cells find their packages, and none of the agent's libraries but rlm_agent itself."""
     os.environ["HOME"] = folder
     sys.path[:] = [each for each in sys.path if each != AGENT_LIBRARIES]
-    for packages in Path(os.environ.get("VIRTUAL_ENV", "/nowhere")).glob("lib/python3.*/site-packages"):
+    environment = Path(os.environ.get("VIRTUAL_ENV", "/nowhere"))
+    for packages in environment.glob("lib/python3.*/site-packages"):
         site.addsitedir(str(packages))
+        sys.executable = str(environment / "bin/python")  # for programs that a cell starts
 
 
 def _mapped_range() -> tuple[int, int]:

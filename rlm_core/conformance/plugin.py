@@ -1,0 +1,62 @@
+"""The pytest plugin: a test with the marker `rlm_environment` and the fixture `rlm_check` becomes a test of
+each check."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+MARKER = "rlm_environment"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", f"{MARKER}(name, **policy): the environment that rlm_check runs against"
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "rlm_check" in metafunc.fixturenames:
+        from rlm_core.conformance.runner import select
+
+        chosen = select()
+        metafunc.parametrize("rlm_check", chosen, ids=[each.name for each in chosen], indirect=True)
+
+
+@pytest.fixture(scope="session")
+def _rlm_arenas() -> Iterator[dict[str, Any]]:
+    arenas: dict[str, Any] = {}
+    yield arenas
+    if arenas:
+        from rlm_core.portal import portal
+
+        for arena in arenas.values():
+            portal().run(arena.aclose())
+
+
+@pytest.fixture
+def rlm_check(request: pytest.FixtureRequest, _rlm_arenas: dict[str, Any]) -> Callable[[], None]:
+    """Call it to run the check; it fails, or is skipped where the environment says that it does not apply."""
+    from rlm_core.conformance.arena import Arena
+    from rlm_core.conformance.runner import run_one
+    from rlm_core.portal import portal
+
+    marker = request.node.get_closest_marker(MARKER)
+    if marker is None or not marker.args:
+        raise pytest.UsageError(f"rlm_check needs @pytest.mark.{MARKER}(name, **policy)")
+    key = repr((marker.args, marker.kwargs))
+
+    async def run() -> Any:
+        if key not in _rlm_arenas:
+            _rlm_arenas[key] = Arena(marker.args[0], marker.kwargs)
+        return await run_one(request.param, _rlm_arenas[key])
+
+    def judge() -> None:
+        outcome = portal().run(run())
+        if outcome.status == "known failure":
+            pytest.xfail(outcome.detail)
+        if outcome.status == "not applicable":
+            return
+        assert outcome.ok, f"{outcome.check.name}: {outcome.check.says} {outcome.detail}"
+
+    return judge
