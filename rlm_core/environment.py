@@ -31,11 +31,16 @@ def _network(value: Any) -> Any:
     if value in ("none", "full", None):
         return value
     try:
-        entries = tuple(value.split(",") if isinstance(value, str) else value)
+        entries = tuple(each.strip() for each in (value.split(",") if isinstance(value, str) else value))
         Allowlist.parse(entries)
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"none, full, or hosts such as pypi.org or *.example.com:8443 ({error})") from None
     return entries or "none"
+
+
+def _listed(value: Any) -> Any:
+    """One requirement is a list of one."""
+    return (value,) if isinstance(value, str) else value
 
 
 class SandboxSpec(BaseModel):
@@ -63,7 +68,7 @@ class SandboxSpec(BaseModel):
     """Files of the host, by their path in each session's working folder."""
     image: str | None = None
     """`minimal` or `data` (numpy, pandas, scipy), or the base to build on; `debian` needs no registry."""
-    packages: tuple[str, ...] | None = None
+    packages: Annotated[tuple[str, ...] | None, BeforeValidator(_listed)] = None
     """Requirements such as "numpy==2.4.6", for cells."""
     runtime: str | None = None
     """Of the container engine, e.g. "runsc" (gVisor)."""
@@ -198,7 +203,9 @@ def make_environment(name: str, kwargs: Mapping[str, Any]) -> Environment:
     """
     point = next((point for point in entry_points(group=GROUP) if point.name == name), None)
     if point is None:
-        raise ConfigError(f"unknown environment {name!r}; known: {', '.join(known_environments())}")
+        close = difflib.get_close_matches(name.lower(), known_environments(), 1)
+        hint = f", did you mean {close[0]!r}?" if close else ";"
+        raise ConfigError(f"unknown environment {name!r}{hint} known: {', '.join(known_environments())}")
     try:
         kind: type[Environment] = point.load()
     except ImportError:

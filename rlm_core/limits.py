@@ -37,6 +37,8 @@ MAX_RECONNECTS = 10
 """Broken connections in a row in which nothing arrived."""
 RECONNECT_SECONDS = 15.0
 CLOSE_SECONDS = 10.0
+LAST_BREATH_SECONDS = 0.1
+"""Given to an agent to have ended, before a broken connection to it is made again."""
 EPITAPH_SECONDS = 1.0
 """Between a broken connection and the news that the agent has ended."""
 

@@ -119,8 +119,10 @@ class RLM:
         _check("logger", logger, RLMLogger, type(None))
         _check("observer", observer, Observer, type(None))
         _check("pool", pool, SandboxPool, type(None))
-        if pool is not None and (environment_kwargs or environment not in ("local", pool.name)):
-            raise ConfigError(f"pool is of environment {pool.name!r}: give the policy to the pool instead")
+        if pool is not None and environment not in ("local", pool.name):
+            raise ConfigError(f"the pool is of environment {pool.name!r}, not {environment!r}")
+        if pool is not None and environment_kwargs:
+            raise ConfigError("environment_kwargs: give the policy to the pool, whose sandboxes are used")
         if max_depth not in (0, 1):
             raise ConfigError(f"max_depth={max_depth} is not served yet; this version has max_depth 0 and 1")
         if max_iterations < 1:

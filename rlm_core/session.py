@@ -211,7 +211,7 @@ class Session:
                 return await asyncio.shield(cell.result)
         except TimeoutError:
             self._lose(SandboxLost("the agent did not end a cell whose time was up"))
-            raise SandboxLost("the agent did not end a cell whose time was up") from None
+            raise cell.result.exception() or SandboxLost("the session is over") from None
 
     async def _stop_cell(self, cell: RunningCell) -> None:
         """Interrupt a cell that nobody waits for any more, and see it end: the session can be used again."""
@@ -333,10 +333,12 @@ class Session:
 
     async def _reconnect(self) -> bool:
         """Dial again until the deadline; then take up the running cell where its events ended."""
-        log.warning("the connection to sandbox %s broke; connecting again", self._sandbox.id)
         self._reconnects += 1
-        if self._reconnects > limits.MAX_RECONNECTS:
+        if self._reconnects > limits.MAX_RECONNECTS or await self._sandbox.epitaph(
+            limits.LAST_BREATH_SECONDS
+        ):
             return False
+        log.warning("the connection to sandbox %s broke; connecting again", self._sandbox.id)
         delay = 0.02
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limits.RECONNECT_SECONDS):

@@ -1,6 +1,7 @@
 """A sandbox that is not what was asked for does not start."""
 
 import copy
+import dataclasses
 import json
 import subprocess
 import sys
@@ -102,3 +103,11 @@ def test_an_unsandboxed_process_does_not_pass() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     with pytest.raises(PolicyNotEnforceable, match="is not what was asked, so nothing was run in it"):
         posture.check({"posture": json.loads(done.stdout)}, ASKED)
+
+
+@pytest.mark.parametrize("sockets", ["proxy", "internet"])
+def test_memory_that_sockets_hold_uncounted_is_a_problem_where_they_can_be_made(sockets: str) -> None:
+    found = {**GOOD, "sockets_uncounted": True}
+    posture.check({"posture": found}, ASKED)
+    with pytest.raises(PolicyNotEnforceable, match="not counted as its memory"):
+        posture.check({"posture": found}, dataclasses.replace(ASKED, sockets=sockets))

@@ -40,23 +40,31 @@ PROGRAMS = {
 }
 
 
-@pytest.mark.parametrize("network", [False, True])
-def test_what_is_dangerous_is_not_allowed(network: bool) -> None:
+@pytest.mark.parametrize("sockets", ["unix", "proxy", "internet"])
+def test_what_is_dangerous_is_not_allowed(sockets: seccomp.Sockets) -> None:
     allowed = set(seccomp.allowed())
-    conditional = {name for name, *_ in seccomp.conditions(network=network)}
+    conditional = {name for name, _ in seccomp.conditions(sockets)}
     assert not (allowed | conditional) & NEVER
     assert not allowed & conditional, "a call that is allowed in any case has no condition"
 
 
-def test_sockets_are_local_unless_there_is_a_network() -> None:
-    families = {value for name, _, _, value in seccomp.conditions(network=False) if name == "socket"}
-    assert families == {1}
-    families = {value for name, _, _, value in seccomp.conditions(network=True) if name == "socket"}
-    assert families == {1, 2, 10}
+@pytest.mark.parametrize(
+    ("sockets", "wanted"),
+    [
+        ("unix", {((0, 1),)}),
+        ("proxy", {((0, 1),), ((0, 2), (1, 1))}),
+        ("internet", {((0, 1),), ((0, 2),), ((0, 10),)}),
+    ],
+)
+def test_sockets_are_local_unless_there_is_a_network(
+    sockets: seccomp.Sockets, wanted: set[tuple[tuple[int, int], ...]]
+) -> None:
+    rules = [all_of for name, all_of in seccomp.conditions(sockets) if name == "socket"]
+    assert {tuple((each.argument, each.value) for each in all_of) for all_of in rules} == wanted
 
 
 def test_other_architectures_are_not_in_the_engines_profile() -> None:
-    profile = json.loads(seccomp.engine_profile("x86_64", network=False))
+    profile = json.loads(seccomp.engine_profile("x86_64", "unix"))
     assert profile["architectures"] == ["SCMP_ARCH_X86_64"]
     assert profile["defaultAction"] == "SCMP_ACT_ERRNO"
 

@@ -65,7 +65,8 @@ class BubblewrapEnvironment(LocalEnvironment):
         super().__init__(spec)
         if spec.network not in (None, "none"):
             raise PolicyNotEnforceable(
-                f"environment 'bubblewrap' can't enforce network={spec.network!r}: it has none; docker has"
+                f"environment 'bubblewrap' can't enforce network={spec.network!r}, only 'none'; "
+                "use environment='docker'"
             )
         self._spec = spec.model_copy(update={"memory": spec.memory or MEMORY})
 
@@ -152,13 +153,15 @@ def seccomp_filter() -> pyseccomp.SyscallFilter:
         for name in names:
             if _is_known(name):
                 compiled.add_rule(action, name)
-    for name, index, mask, value in seccomp.conditions(network=False):
-        if mask is None:
-            condition = pyseccomp.Arg(index, pyseccomp.EQ, value)
-        else:
-            condition = pyseccomp.Arg(index, pyseccomp.MASKED_EQ, mask, value)
-        compiled.add_rule(pyseccomp.ALLOW, name, condition)
+    for name, all_of in seccomp.conditions("unix"):
+        compiled.add_rule(pyseccomp.ALLOW, name, *map(_argument, all_of))
     return compiled
+
+
+def _argument(condition: seccomp.Condition) -> pyseccomp.Arg:
+    if condition.mask is None:
+        return pyseccomp.Arg(condition.argument, pyseccomp.EQ, condition.value)
+    return pyseccomp.Arg(condition.argument, pyseccomp.MASKED_EQ, condition.mask, condition.value)
 
 
 def _is_known(name: str) -> bool:

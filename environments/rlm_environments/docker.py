@@ -30,7 +30,7 @@ from rlm_core.environment import (
     track,
     untrack,
 )
-from rlm_core.errors import EngineError, RLMError, SandboxLost
+from rlm_core.errors import EngineError, PolicyNotEnforceable, RLMError, SandboxLost
 from rlm_core.janitor import Janitor
 from rlm_core.tasks import finish_first
 from rlm_core.text import one_line, printable
@@ -48,6 +48,7 @@ STDERR_BYTES = 8 << 10
 """Kept from the end of the container's stderr, to say why it ended."""
 NOTE = "nonce"
 REAP = "rlm_environments.containers.reap"
+SOON_NANOSECONDS = 2_000_000_000
 BAD_REQUEST = 400
 CONFLICT = 409
 """Of the engine's API: the removal of a container is already in progress."""
@@ -159,7 +160,7 @@ class DockerSandbox(Sandbox):
     def open_gate(self) -> None:
         """Let through what the allowlist of its network names."""
         if self._asked.allowlist is not None:
-            self._gate = Gate(self.channel, self.token, self._asked.allowlist)
+            self._gate = Gate(self._link.socket, self.token, self._asked.allowlist)
 
     async def create(self, tag: str) -> None:
         """Create the container, attach, and start it."""
@@ -175,6 +176,7 @@ class DockerSandbox(Sandbox):
             "rlm.session": self.id,
             "rlm.lease": f"{self._lease:g}",
             "rlm.host": self._host,
+            "rlm.network": _network(self._spec),
         }
 
     def _create(self, tag: str, context: Path | None) -> str:
@@ -185,9 +187,11 @@ class DockerSandbox(Sandbox):
         try:
             made = create(body, name=f"rlm-{self.id}")
         except docker.errors.APIError as error:
-            if error.status_code != BAD_REQUEST or context is None:
+            if error.status_code != BAD_REQUEST or context is None or "mount" not in str(error).lower():
                 raise
-            return self._create(tag, None)  # an engine of another user's can't mount ours: stream it
+            # It can't see our folder: an engine of another user, or with a file system of its own.
+            log.info("contexts are streamed to the container: %s", error)
+            return self._create(tag, None)
         return str(made["Id"])
 
     def _make_context_folder(self) -> Path:
@@ -231,10 +235,19 @@ class DockerSandbox(Sandbox):
         if self.id not in found:
             raise SandboxLost(f"no sandbox {self.id} runs in the engine at {self._engine.address}")
         self.container = found[self.id].handle
+        await asyncio.to_thread(self._check_network)
         self._link.lease = found[self.id].lease
         await self._attach()
         assert self._stream is not None
         await self._link.resume(self._stream.transport)
+
+    def _check_network(self) -> None:
+        """Raises PolicyNotEnforceable: whoever takes it over can't change which hosts it may reach."""
+        with self._engine.errors():
+            labels = self._engine.api.inspect_container(self.container)["Config"]["Labels"]
+        has, asked = labels.get("rlm.network"), _network(self._spec)
+        if has != asked:
+            raise PolicyNotEnforceable(f"sandbox {self.id} was started with network={has}, not {asked}")
 
     async def stop(self) -> None:
         await self.let_go()
@@ -330,7 +343,7 @@ class DockerSandbox(Sandbox):
                             return
                     await asyncio.sleep(delay)
                     delay = min(2 * delay, 2.0)
-            self._end("" if self._stderr else await asyncio.to_thread(_cause, self._engine, self.container))
+            self._end(await asyncio.to_thread(_cause, self._engine, self.container))
         except (TimeoutError, EngineError) as error:
             self._end(str(error) or "the engine does not answer")
 
@@ -359,6 +372,11 @@ class DockerSandbox(Sandbox):
         return await finish_first(asyncio.to_thread(asked))
 
 
+def _network(spec: SandboxSpec) -> str:
+    network = spec.network or "none"
+    return network if isinstance(network, str) else ",".join(network)
+
+
 def _running(engine: Engine) -> list[RunningSandbox]:
     with engine.errors():
         found = engine.api.containers(all=True, filters={"label": f"{LABEL}=sandbox"})
@@ -375,13 +393,17 @@ def _running(engine: Engine) -> list[RunningSandbox]:
 
 
 def _cause(engine: Engine, container: str) -> str:
-    """Why a container has ended that said nothing itself, as far as the engine's events tell."""
-    filters = {"container": container, "event": ["oom"]}
+    """Why a container has ended, as far as the engine's events tell."""
+    times: dict[str, int] = {}
+    filters = {"container": container, "event": ["oom", "kill", "die"]}
     with engine.errors():
-        events = engine.api.events(since=1, until=int(time.time()) + 1, filters=filters, decode=True)
-        found = next(iter(events), None)
-        events.close()
-    return "" if found is None else "it ran out of memory, and the kernel ended its agent; set memory to more"
+        for event in engine.api.events(since=1, until=int(time.time()) + 1, filters=filters, decode=True):
+            times[str(event.get("status"))] = int(event.get("timeNano") or 0)
+            if "die" in times:
+                break
+    if times.get("oom", 0) > times.get("die", 0) - SOON_NANOSECONDS > 0:
+        return "it ran out of memory, and the kernel ended its agent; set memory to more"
+    return "it was ended from outside" if "kill" in times else ""
 
 
 def _remove(engine: Engine, container: str) -> None:

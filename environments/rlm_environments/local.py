@@ -119,7 +119,7 @@ class LocalSandbox(Sandbox):
             line = await self._process.stdout.readline()
             if line:
                 return dict(json.loads(line))
-        except (ValueError, TypeError):  # no JSON, or more than a line has
+        except (ValueError, TypeError, RecursionError):  # no JSON, or more than a line has
             raise SandboxLost("what was started is not our agent") from None
         raise SandboxLost("the agent ended at once")
 

@@ -1,5 +1,6 @@
 """The `rlm` command."""
 
+import os
 import signal
 import sys
 from importlib.metadata import entry_points
@@ -49,7 +50,8 @@ def _root(
 
 
 def main() -> None:
-    """Exit code 0: answered; 1: the run failed or hit a limit; 2: wrong usage."""
+    """Exit code 0: answered; 1: the run failed or hit a limit; 2: wrong usage; 130: interrupted."""
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # what its C code notes is not for our users
     for number in (signal.SIGTERM, signal.SIGHUP):  # end as Ctrl-C does: with nothing left behind
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:

@@ -33,7 +33,9 @@ def run(
     option: Annotated[
         list[str] | None,
         typer.Option(
-            "--option", "-o", help="A field of the policy, as memory=2GiB or runtime=runsc. Repeatable."
+            "--option",
+            "-o",
+            help="A field of the policy, as memory=2GiB, env.NAME=value or files.NAME=path. Repeatable.",
         ),
     ] = None,
     pool: Annotated[
@@ -75,6 +77,9 @@ def run(
         if as_json:
             typer.echo(json.dumps({"status": "failed", "error": str(error)}))
         fail(error, 2 if isinstance(error, UsageError) else 1)
+    except KeyboardInterrupt:
+        typer.echo("rlm: interrupted; nothing is left running", err=True)
+        raise typer.Exit(130) from None
     finally:
         stack.close()
     say(json.dumps(summary(completion)) if as_json else completion.response)
@@ -94,7 +99,7 @@ def read_contexts(sources: list[str]) -> Any:
 
 
 def read_policy(options: list[str]) -> dict[str, Any]:
-    """Fields of the policy as they are typed; `packages` may come several times.
+    """Fields of the policy as they are typed; `packages` may come several times, `env.NAME` sets one of many.
 
     Raises:
         ConfigError: one that is not name=value.
@@ -104,7 +109,15 @@ def read_policy(options: list[str]) -> dict[str, Any]:
         name, equals, value = each.partition("=")
         if not equals:
             raise ConfigError(f"--option {each!r}: it takes name=value, e.g. memory=2GiB")
-        policy[name] = [*policy.get(name, []), value] if name == "packages" else value
+        name, dot, key = name.partition(".")
+        if dot:  # a field that is a mapping
+            policy[name] = {**policy.get(name, {}), key: value}
+        elif name == "packages":
+            policy[name] = [*policy.get(name, []), value]
+        elif name in policy:
+            raise ConfigError(f"--option {name} is given twice")
+        else:
+            policy[name] = value
     return policy
 
 

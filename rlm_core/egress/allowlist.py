@@ -4,12 +4,21 @@ import ipaddress
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 HTTPS_PORT = 443
-NAME = re.compile(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)+")
-NAT64 = ipaddress.IPv6Network("64:ff9b::/32")
-"""RFC 6052 and RFC 8215: IPv4 addresses within IPv6 ones."""
+MAX_PORT = 65_535
+PARTS = re.compile(r"(?:\[(?P<ipv6>[0-9a-f:.]+)\]|(?P<host>[^:\[\]]+))(?::(?P<port>[1-9][0-9]{0,4}))?")
+NAME = re.compile(r"(?:[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?\.)+[a-z0-9-]*[a-z][a-z0-9-]*")
+"""The last label is no number: what ends in one is an IPv4 address (WHATWG URL)."""
+WILDCARD = "*."
+UNICAST = ipaddress.IPv6Network("2000::/3")
+"""All of IPv6 that is routed on the internet (RFC 4291 §2.4); IPv4 addresses in other ranges are not."""
+SPECIAL = (
+    ipaddress.IPv6Network("3fff::/20"),  # documentation, RFC 9637
+    ipaddress.IPv4Network("192.0.0.0/24"),  # protocol assignments, RFC 6890; clouds use some of it
+    ipaddress.IPv4Network("168.63.129.16/32"),  # Azure's platform
+)
+"""Beyond what Python's ipaddress knows of."""
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -37,16 +46,17 @@ class Target:
         Raises:
             ValueError: it is none of them.
         """
-        parts = urlsplit(f"//{text}")
-        if parts.netloc != text or "@" in text or not parts.hostname:
+        parts = PARTS.fullmatch(text.lower()) if text.isascii() else None
+        port = HTTPS_PORT if parts is None else int(parts["port"] or HTTPS_PORT)
+        if parts is None or port > MAX_PORT:
             raise ValueError(f"{text!r} is no host")
-        host = parts.hostname.removesuffix(".")
+        host = (parts["ipv6"] or parts["host"]).removesuffix(".")
         try:
-            host = str(ipaddress.ip_address(host))
+            return cls(str(ipaddress.ip_address(host)), port)
         except ValueError:
-            if not NAME.fullmatch(host):
+            if parts["ipv6"] or not NAME.fullmatch(host):
                 raise ValueError(f"{text!r} is no host") from None
-        return cls(host, HTTPS_PORT if parts.port is None else parts.port)
+        return cls(host, port)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +70,26 @@ class Allowlist:
         Raises:
             ValueError: names the entry that is none.
         """
-        return cls(tuple(Target.parse(entry) for entry in entries))
+        return cls(tuple(_entry(text) for text in entries))
 
     def allows(self, target: Target) -> bool:
         return any(_matches(entry, target) for entry in self.entries)
 
 
+def _entry(text: str) -> Target:
+    """Raises ValueError."""
+    if not text.startswith(WILDCARD):
+        return Target.parse(text)
+    below = Target.parse(text.removeprefix(WILDCARD))
+    if below.address is not None:
+        raise ValueError(f"{text!r} is no host")
+    return Target(WILDCARD + below.host, below.port)
+
+
 def _matches(entry: Target, target: Target) -> bool:
     if entry.port != target.port:
         return False
-    if entry.host.startswith("*."):
+    if entry.host.startswith(WILDCARD):
         return target.address is None and target.host.endswith(entry.host[1:])
     return entry.host == target.host
 
@@ -80,6 +100,7 @@ def is_public(address: Address) -> bool:
         inner = address.ipv4_mapped or address.sixtofour or (address.teredo or (None, None))[1]
         if inner is not None:
             return is_public(inner)
-        if address in NAT64:
+        if address not in UNICAST:
             return False
-    return address.is_global and not address.is_multicast
+    special = any(address in network for network in SPECIAL if network.version == address.version)
+    return address.is_global and not address.is_multicast and not special

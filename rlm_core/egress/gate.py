@@ -1,8 +1,9 @@
 """Takes the connections that code in one sandbox makes to its proxy, as the agent passes them up."""
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import grpc.aio
@@ -10,26 +11,45 @@ from rlm_agent.rpc.v1 import agent_pb2 as pb
 from rlm_agent.rpc.v1.agent_pb2_grpc import AgentServiceStub
 
 from rlm_core.egress.allowlist import Allowlist
-from rlm_core.egress.proxy import CHUNK, Proxy, Resolve, look_up
+from rlm_core.egress.proxy import CHUNK, CLOSE_SECONDS, Proxy, look_up
 from rlm_core.environment import TOKEN_KEY
 from rlm_core.text import told
+from rlm_core.transport.errors import RECONNECTABLE
+from rlm_core.transport.unix import unix_channel
 
 log = logging.getLogger("rlm_core.egress")
 
-END_SECONDS = 5.0
 MAX_CONNECTIONS = 64
+MAX_LOOKUPS = 2
+"""At once, of the few that all sandboxes share."""
 MAX_SAID = 20
 """Refused connections that are logged one by one; a cell may try as many as it likes."""
+AGAIN_SECONDS = (0.05, 2.0)
+"""Between attempts to reach an agent whose connection broke, from the first to the longest."""
+
+
+CHANNEL_OPTIONS = [
+    # A server that does not read must not have its data pile up here: gRPC's windows stay small.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 64 << 10),
+    ("grpc.max_receive_message_length", 2 * CHUNK),
+]
+MAX_BROKEN = 1_000
+"""Connections whose agent does not keep to the protocol, after which nothing more is taken from it."""
 
 
 class Gate:
-    def __init__(
-        self, channel: grpc.aio.Channel, token: str, allowlist: Allowlist, resolve: Resolve = look_up
-    ) -> None:
-        """Open it: in the running event loop, until it is closed or the agent has gone."""
-        self._stub: Any = AgentServiceStub(channel)
+    def __init__(self, socket: Path, token: str, allowlist: Allowlist) -> None:
+        """Open it: in the running event loop, until it is closed or the agent has gone.
+
+        `socket` is where a gRPC channel to the agent is dialled: this one has limits of its own.
+        """
+        self._channel = unix_channel(socket, CHANNEL_OPTIONS)
+        self._stub: Any = AgentServiceStub(self._channel)
         self._metadata = ((TOKEN_KEY, token),)
-        self._proxy = Proxy(allowlist, self._on_denied, resolve)
+        self._proxy = Proxy(allowlist, self._on_denied, self._look_up)
+        self._lookups = asyncio.Semaphore(MAX_LOOKUPS)
+        self._broken = 0
         self._places = asyncio.Semaphore(MAX_CONNECTIONS)
         self._serving: set[asyncio.Task[None]] = set()
         self.denied = 0
@@ -40,40 +60,59 @@ class Gate:
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
+        await self._channel.close()
+
+    async def _look_up(self, host: str, port: int) -> list[str]:
+        async with self._lookups:
+            return await look_up(host, port)
 
     async def _accept_all(self) -> None:
-        while True:
+        delay = AGAIN_SECONDS[0]
+        while self._broken < MAX_BROKEN:
             await self._places.acquire()
             stream = self._stub.Accept(metadata=self._metadata)
             try:
-                if await stream.read() is grpc.aio.EOF:
-                    return
+                there = await stream.read() is not grpc.aio.EOF
+                delay = AGAIN_SECONDS[0]
             except grpc.aio.AioRpcError as error:
-                log.debug("no more connections of the sandbox: %s", told(error.details() or ""))
-                return
-            task = asyncio.ensure_future(self._serve(stream))
-            self._serving.add(task)
-            task.add_done_callback(self._served)
+                there = False
+                if error.code() not in RECONNECTABLE:
+                    log.warning("the sandbox's way out is closed: %s", told(error.details() or ""))
+                    return
+            except grpc.aio.UsageError:
+                return  # the channel was closed
+            if there:
+                task = asyncio.ensure_future(self._serve(stream))
+                self._serving.add(task)
+                task.add_done_callback(self._served)
+            else:
+                self._places.release()
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, AGAIN_SECONDS[1])
+        log.warning("the sandbox's way out is closed: too many of its connections were broken")
 
     def _served(self, task: asyncio.Task[None]) -> None:
         self._serving.discard(task)
         self._places.release()
         if not task.cancelled() and (error := task.exception()):
+            self._broken += 1
             log.debug("a connection of the sandbox was broken: %s", told(repr(error)))
 
     async def _serve(self, stream: Any) -> None:
         async def send(data: bytes) -> None:
-            for start in range(0, len(data), CHUNK):
-                await stream.write(pb.AcceptRequest(data=data[start : start + CHUNK]))
+            await stream.write(pb.AcceptRequest(data=data))
 
+        incoming = Incoming(stream)
         try:
-            await self._proxy.serve(_received(stream), send)
+            await self._proxy.serve(incoming.read, send)
             await stream.done_writing()
-            async with asyncio.timeout(END_SECONDS):
-                async for _ in _received(stream):
-                    pass  # until the agent has written what it had, and closed the connection
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE_SECONDS):
+                    while await incoming.read():
+                        pass  # until the agent has written what it had, and closed the connection
         finally:
             stream.cancel()
+            await incoming.close()
 
     def _on_denied(self, why: str) -> None:
         self.denied += 1
@@ -83,7 +122,27 @@ class Gate:
             log.warning("further ones are not logged")
 
 
-async def _received(stream: Any) -> AsyncIterator[bytes]:
-    while (response := await stream.read()) is not grpc.aio.EOF:
-        if response.data:
-            yield response.data
+class Incoming:
+    """The bytes of one connection. A cancelled read goes on: gRPC would end the connection with it."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._reading: asyncio.Future[Any] | None = None
+
+    async def read(self) -> bytes:
+        """The next bytes; empty at the end."""
+        reading = self._reading = self._reading or asyncio.ensure_future(self._stream.read())
+        response = await asyncio.shield(reading)
+        self._reading = None
+        if not isinstance(response, pb.AcceptResponse):
+            return b""
+        if not response.data:
+            raise ValueError("an empty message of the agent")
+        return response.data
+
+    async def close(self) -> None:
+        """When the stream was cancelled."""
+        if self._reading is not None:
+            await asyncio.wait([self._reading])
+            if not self._reading.cancelled():
+                self._reading.exception()

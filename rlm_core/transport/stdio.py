@@ -31,7 +31,9 @@ class StdioLink:
         `on_silence` is called when we have not heard of it for that long: the stream may be dead.
         """
         self.folder = folder
-        self.channel: grpc.aio.Channel = unix_channel(self.folder / "agent.sock")
+        self.socket = folder / "agent.sock"
+        """Where gRPC dials."""
+        self.channel: grpc.aio.Channel = unix_channel(self.socket)
         self._tunnel = Tunnel(Envelope(secrets.token_bytes(LINK_ID_BYTES)), on_silence=on_silence)
         self.lease = lease
         self._server: asyncio.Server | None = None
@@ -54,7 +56,7 @@ class StdioLink:
         self._greeting = None
         if self._server is None:
             loop = asyncio.get_running_loop()
-            self._server = await loop.create_unix_server(self._tunnel.accept, str(self.folder / "agent.sock"))
+            self._server = await loop.create_unix_server(self._tunnel.accept, str(self.socket))
             self._tunnel.keep(self.lease)
         self._tunnel.connected(stream)
 

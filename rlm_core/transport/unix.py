@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import grpc.aio
@@ -19,8 +20,9 @@ CHANNEL_OPTIONS = [
 ]
 
 
-def unix_channel(path: Path) -> grpc.aio.Channel:
-    return grpc.aio.insecure_channel(f"unix:{path}", options=CHANNEL_OPTIONS)
+def unix_channel(path: Path, options: Sequence[tuple[str, int]] = ()) -> grpc.aio.Channel:
+    """`options` take the place of the usual ones of the same name."""
+    return grpc.aio.insecure_channel(f"unix:{path}", options=[*dict([*CHANNEL_OPTIONS, *options]).items()])
 
 
 def private_folder() -> Path:

@@ -50,9 +50,10 @@ class Egress:
         if self._server is None:
             raise Invalid("this sandbox has no way out")
         reader, writer = await self._waiting.get()
-        await context.write(pb.AcceptResponse())
-        ways = [asyncio.ensure_future(way) for way in (_up(reader, context), _down(requests, writer))]
+        ways: list[asyncio.Future[None]] = []
         try:
+            await context.write(pb.AcceptResponse())
+            ways = [asyncio.ensure_future(way) for way in (_up(reader, context), _down(requests, writer))]
             ended, _ = await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
             for way in ended:
                 with contextlib.suppress(OSError):
@@ -60,7 +61,17 @@ class Egress:
         finally:
             for way in ways:
                 way.cancel()
-            writer.close()  # once what was written has gone out
+            await asyncio.shield(_close(writer))
+
+
+async def _close(writer: asyncio.StreamWriter) -> None:
+    """Once what was written has been read, or nobody has read it for long."""
+    writer.close()
+    try:
+        async with asyncio.timeout(limits.EGRESS_CLOSE_SECONDS):
+            await writer.wait_closed()
+    except (TimeoutError, OSError):
+        writer.transport.abort()
 
 
 async def _down(requests: AsyncIterator[pb.AcceptRequest], writer: asyncio.StreamWriter) -> None:

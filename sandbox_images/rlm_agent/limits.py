@@ -32,6 +32,7 @@ MAX_PENDING_CALLS = 1_024
 MAX_WAITING_CONNECTIONS = 64
 """To the proxy, that the host has not taken yet."""
 EGRESS_CHUNK = 64 << 10
+EGRESS_CLOSE_SECONDS = 30.0
 MAX_VARIABLES = 256
 MAX_NAME_CHARS = 200
 """Of a variable's or a type's name; a variable with a longer one is not told of."""

@@ -31,6 +31,9 @@ FAMILIES = {"inet": 2, "inet6": 10, "netlink": 16, "packet": 17, "alg": 38, "vso
 NOT_WRITABLE = ("/", "/proc/sys/kernel/core_pattern", "/sys", "/dev")
 MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 PROCESS_LIMITS = ("/sys/fs/cgroup/pids.max", "/sys/fs/cgroup/pids/pids.max")
+SOCKET_LIMIT = "/sys/fs/cgroup/memory/memory.kmem.tcp.limit_in_bytes"
+"""Version 1 of control groups counts what internet sockets hold here, and only with a limit."""
+UNLIMITED = 1 << 60
 STATUS = ("CapInh", "CapPrm", "CapEff", "NoNewPrivs", "Seccomp", "Uid")
 
 
@@ -59,7 +62,10 @@ def receive(reader: int, seconds: float) -> dict[str, Any]:
 def look() -> dict[str, Any]:
     return {
         "status": _status(),
-        "sockets": {name: _attempt(_open_socket, number) for name, number in FAMILIES.items()},
+        "sockets": {
+            **{name: _attempt(_open_socket, number) for name, number in FAMILIES.items()},
+            "inet_datagram": _attempt(socket.socket, FAMILIES["inet"], socket.SOCK_DGRAM),
+        },
         "syscalls": _syscalls(),
         "writable": [path for path in NOT_WRITABLE if os.access(path, os.W_OK)],
         "root_file": _attempt(_make_file, "/.rlm-probe"),
@@ -67,6 +73,7 @@ def look() -> dict[str, Any]:
         "devices": sorted(each.name for each in Path("/dev").iterdir()),
         "memory": _number(MEMORY_LIMITS),
         "pids": _number(PROCESS_LIMITS),
+        "sockets_uncounted": (_number((SOCKET_LIMIT,)) or 0) > UNLIMITED,
         "environment": sorted(os.environ),
         "hostname": socket.gethostname(),
         "set_user_id": _set_user_id_files(),

@@ -167,6 +167,8 @@ def _complete(archive: Path) -> None:
             and CERTIFICATES in member.name
             and (file := tar.extractfile(member))
         )
+    if not bundle:
+        raise EngineError("Debian's ca-certificates has no certificates where they were")
     with tarfile.open(archive, "a") as tar:
         for name, data in (("etc/passwd", USERS.encode()), ("etc/group", GROUPS.encode()), (BUNDLE, bundle)):
             member = tarfile.TarInfo(name)

@@ -3,10 +3,9 @@
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Column, Table
 
-from rlm_core.cli.output import fail, stderr_console, stdout_console
-from rlm_core.errors import ConfigError, MissingExtra
+from rlm_core.cli.output import fail, say_columns, stderr_console
+from rlm_core.errors import ConfigError, MissingExtra, RLMError
 
 if TYPE_CHECKING:
     from rlm_environments.containers.engine import Engine
@@ -28,7 +27,9 @@ def build(
     if variant not in ("minimal", "data"):
         raise ConfigError(f"no variant {variant!r}: minimal, or data; for another base use --base")
     if variant == "data" and base not in (None, "debian"):
-        raise ConfigError("--base is for minimal: on another base, name what you need by --package")
+        raise ConfigError(
+            "data is built on the default base or on debian; on another, name what you need by --package"
+        )
     engine = _connect()
     from rlm_environments.containers import image
 
@@ -45,12 +46,12 @@ def ls() -> None:
     engine = _connect()
     from rlm_environments.containers import image
 
-    table = Table(*(Column(name, overflow="fold") for name in ("TAG", "BASE", "PACKAGES", "SIZE", "")))
+    rows = [("TAG", "BASE", "PACKAGES", "SIZE", "")]
     for each in image.ls(engine):
         note = "" if each.current else "of another version"
         base = each.base.partition("@")[0]
-        table.add_row(each.tag, base, each.packages, f"{each.bytes / 1e6:.0f} MB", note)
-    stdout_console().print(table)
+        rows.append((each.tag, base, each.packages, f"{each.bytes / 1e6:.0f} MB", note))
+    say_columns(rows)
 
 
 @app.command("rm")
@@ -65,9 +66,15 @@ def rm(
     from rlm_environments.containers import image
 
     wanted = [*(tags or []), *(each.tag for each in image.ls(engine) if old and not each.current)]
+    problems: list[RLMError] = []
     for tag in wanted:
-        image.rm(engine, tag)
-        typer.echo(tag)
+        try:
+            image.rm(engine, tag)
+            typer.echo(tag)
+        except RLMError as error:
+            problems.append(error)
+    if problems:
+        fail(ConfigError("; ".join(map(str, problems))), 1)
 
 
 def _connect() -> "Engine":

@@ -128,7 +128,10 @@ class Engine:
 
 def _of_context(name: str | None) -> dict[str, Any]:
     """Where the named context of the command line's configuration is, or the current one."""
-    context = ContextAPI.get_context(name) if name else ContextAPI.get_current_context()
+    try:
+        context = ContextAPI.get_context(name) if name else ContextAPI.get_current_context()
+    except (ValueError, OSError, docker.errors.DockerException) as error:
+        raise EngineError(f"docker's configuration can't be read: {one_line(str(error), 300)}") from None
     if context is None and name:
         raise EngineError(f"DOCKER_CONTEXT={name!r}: there is no such context; see: docker context ls")
     if context is None or context.Name == "default":

@@ -3,6 +3,7 @@
 Libraries and packages are fetched by the host's pip, for the image's Python; the build itself has no network.
 """
 
+import difflib
 import hashlib
 import importlib.util
 import io
@@ -14,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import docker.errors
 
 from rlm_core.errors import ConfigError, EngineError
 from rlm_core.text import one_line
@@ -81,7 +84,22 @@ def recipe(image: str | None, packages: Sequence[str], base: str = DEFAULT) -> R
     if image == DATA:
         data = (agent_folder() / "image" / "packages-data.txt").read_text().split()
         return Recipe(base, tuple(sorted({*wanted, *data})), DATA)
-    return Recipe(base if image in (None, MINIMAL) else image, wanted)
+    if image in (None, MINIMAL):
+        return Recipe(base, wanted)
+    assert image is not None
+    _check_base(image)
+    return Recipe(image, wanted)
+
+
+def _check_base(image: str) -> None:
+    """Raises ConfigError for a name that was hardly meant as an image to build on."""
+    if image.startswith(f"{REPOSITORY}:"):
+        raise ConfigError(
+            f"image={image!r} is one of ours already: pass 'minimal' or 'data', or another base"
+        )
+    close = difflib.get_close_matches(image, (MINIMAL, DATA, DEBIAN), 1)
+    if close and image not in (MINIMAL, DATA, DEBIAN):
+        raise ConfigError(f"image={image!r}: did you mean {close[0]!r}?")
 
 
 def find(engine: Engine, image: str | None, packages: Sequence[str]) -> str | None:
@@ -128,7 +146,7 @@ def ls(engine: Engine) -> list[BuiltImage]:
     found: list[BuiltImage] = []
     for each in raw:
         labels = each.get("Labels") or {}
-        for tag in each.get("RepoTags") or []:
+        for tag in (tag for tag in each.get("RepoTags") or [] if tag.startswith(f"{REPOSITORY}:")):
             packages = labels.get("rlm.packages", "")
             what = Recipe(labels.get("rlm.base", ""), tuple(packages.split()), labels.get("rlm.variant", ""))
             found.append(BuiltImage(tag, what.base, packages, int(each.get("Size") or 0), what.tag == tag))
@@ -136,8 +154,12 @@ def ls(engine: Engine) -> list[BuiltImage]:
 
 
 def rm(engine: Engine, tag: str) -> None:
+    """Raises ConfigError where there is none of this tag."""
     with engine.errors():
-        engine.api.remove_image(tag)
+        try:
+            engine.api.remove_image(tag)
+        except docker.errors.NotFound:
+            raise ConfigError(f"no image {tag!r}; see: rlm image ls") from None
 
 
 def agent_folder() -> Path:

@@ -17,6 +17,8 @@ from rlm_environments.posture import Expected
 AGENT_USER = 64_000
 """The agent's own user in the container, as in rlm_agent/users.py."""
 MEMORY = 4 << 30
+LEAST_MEMORY = 96 << 20
+"""The agent and an idle session take some 60 MiB."""
 CPUS = 2.0
 PIDS = 512
 DISK = 1 << 30
@@ -64,14 +66,21 @@ class Profile:
         return self.runtime is not None and self.runtime.startswith("runsc")
 
     @property
-    def internet_sockets(self) -> bool:
+    def sockets(self) -> seccomp.Sockets:
         """The proxy of an allowlist is on the sandbox's own loopback, the only interface it has."""
-        return self.network or self.allowlist is not None
+        if self.network:
+            return "internet"
+        return "unix" if self.allowlist is None else "proxy"
 
     def expected(self) -> Expected:
         """What the sandbox is to find when it looks around."""
         return Expected(
-            HOSTNAME, self.network, self.internet_sockets, self.is_gvisor, self.all_memory, self.all_pids
+            HOSTNAME,
+            self.network,
+            self.sockets,
+            own_kernel=self.is_gvisor,
+            memory=self.all_memory,
+            pids=self.all_pids,
         )
 
     @classmethod
@@ -82,6 +91,8 @@ class Profile:
             ConfigError: what the fields ask for does not fit together, or the machine.
         """
         memory = int(spec.memory or min(MEMORY, engine.info.memory // 2))
+        if memory < LEAST_MEMORY:
+            raise ConfigError(f"memory={memory:,}: a sandbox needs {LEAST_MEMORY >> 20} MiB at least")
         if memory > engine.info.memory:
             raise ConfigError(f"memory={memory:,}: the engine's machine has {engine.info.memory:,} bytes")
         shared = min(SHARED_MEMORY, memory // 8)
@@ -133,7 +144,7 @@ def container(
         cap_add=["SETUID", "SETGID", "KILL"],
         security_opt=[
             "no-new-privileges:true",
-            f"seccomp={seccomp.engine_profile(engine.info.architecture, network=profile.internet_sockets)}",
+            f"seccomp={seccomp.engine_profile(engine.info.architecture, profile.sockets)}",
         ],
         pids_limit=profile.all_pids,
         mem_limit=profile.all_memory,

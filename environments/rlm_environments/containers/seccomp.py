@@ -2,14 +2,16 @@
 
 import json
 import tomllib
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, Literal
 
 ERRNO_MISSING = 38
 """ENOSYS."""
-NETWORK_FAMILIES = (2, 10)
-"""AF_INET and AF_INET6."""
+AF_INET, AF_INET6, SOCK_STREAM, SOCK_TYPES = 2, 10, 1, 0xF
+Sockets = Literal["unix", "proxy", "internet"]
+"""Which can be made, unix ones always: `proxy` adds TCP over IPv4, for a proxy on the own loopback."""
 ARCHITECTURES = {"x86_64": "SCMP_ARCH_X86_64", "aarch64": "SCMP_ARCH_AARCH64"}
 
 
@@ -27,30 +29,40 @@ def missing() -> list[str]:
     return sorted(table()["missing"]["calls"].split())
 
 
-def conditions(*, network: bool) -> list[tuple[str, int, int | None, int]]:
-    """Calls that are allowed when an argument has a value: name, argument, mask or None, value."""
-    found: list[tuple[str, int, int | None, int]] = []
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """That an argument of a call has a value, of these bits when there is a mask."""
+
+    argument: int
+    value: int
+    mask: int | None = None
+
+
+def conditions(sockets: Sockets) -> list[tuple[str, tuple[Condition, ...]]]:
+    """Calls that are allowed when their arguments are like this."""
+    found: list[tuple[str, tuple[Condition, ...]]] = []
     for rule in table()["allow_when"]:
-        values = [rule["equals"]]
-        if network and rule.get("unless_network"):
-            values += NETWORK_FAMILIES
         found += [
-            (name, rule["argument"], rule.get("masked"), value) for name in rule["calls"] for value in values
+            (name, (Condition(rule["argument"], rule["equals"], rule.get("masked")),))
+            for name in rule["calls"]
         ]
+    if sockets == "proxy":
+        found.append(("socket", (Condition(0, AF_INET), Condition(1, SOCK_STREAM, SOCK_TYPES))))
+    if sockets == "internet":
+        found += [("socket", (Condition(0, family),)) for family in (AF_INET, AF_INET6)]
     return found
 
 
-def engine_profile(architecture: str, *, network: bool) -> str:
+def engine_profile(architecture: str, sockets: Sockets) -> str:
     """The filter as the JSON that container engines take."""
     rules: list[dict[str, Any]] = [
         {"names": allowed(), "action": "SCMP_ACT_ALLOW"},
         {"names": missing(), "action": "SCMP_ACT_ERRNO", "errnoRet": ERRNO_MISSING},
     ]
-    for name, index, mask, value in conditions(network=network):
-        argument = {"index": index, "value": value, "op": "SCMP_CMP_EQ"}
-        if mask is not None:
-            argument = {"index": index, "value": mask, "valueTwo": value, "op": "SCMP_CMP_MASKED_EQ"}
-        rules.append({"names": [name], "action": "SCMP_ACT_ALLOW", "args": [argument]})
+    rules += [
+        {"names": [name], "action": "SCMP_ACT_ALLOW", "args": [_argument(each) for each in all_of]}
+        for name, all_of in conditions(sockets)
+    ]
     return json.dumps(
         {
             "defaultAction": "SCMP_ACT_ERRNO",
@@ -58,3 +70,14 @@ def engine_profile(architecture: str, *, network: bool) -> str:
             "syscalls": rules,
         }
     )
+
+
+def _argument(condition: Condition) -> dict[str, Any]:
+    if condition.mask is None:
+        return {"index": condition.argument, "value": condition.value, "op": "SCMP_CMP_EQ"}
+    return {
+        "index": condition.argument,
+        "value": condition.mask,
+        "valueTwo": condition.value,
+        "op": "SCMP_CMP_MASKED_EQ",
+    }

@@ -5,18 +5,16 @@ zero bytes, size (4 bytes, big-endian), payload. What goes in is raw.
 """
 
 import asyncio
-import contextlib
-import select
 import socket
 import struct
-import threading
 from collections.abc import Callable
 from typing import Any, cast
+
+from rlm_environments.containers.bridge import Bridge
 
 HEADER = struct.Struct("!BxxxI")
 STDOUT, STDERR = 1, 2
 MAX_FRAME = 16 << 20
-CHUNK = 256 << 10
 
 
 class Demultiplexer:
@@ -85,38 +83,12 @@ class AttachedStream(asyncio.Protocol):
 
 
 def plain_socket(attached: Any) -> socket.socket:
-    """The SDK's attach socket as one that an event loop can use; over TLS or SSH through a thread."""
+    """The SDK's attach socket as one that an event loop can use."""
     inner = getattr(attached, "_sock", attached)
-    if type(inner) is socket.socket:
-        sock = inner.dup()
-        for ours in (attached, inner):
-            ours.close()
-        sock.setblocking(False)
-        return sock
-    ours, theirs = socket.socketpair()
-    threading.Thread(target=_bridge, args=(inner, theirs), name="rlm-attach", daemon=True).start()
-    ours.setblocking(False)
-    return ours
-
-
-def _bridge(engine: Any, plain: socket.socket) -> None:
-    """Copy both ways until either end closes, in one thread: two must not use one TLS connection."""
-    pending = getattr(engine, "pending", lambda: 0)
-    with contextlib.suppress(OSError, ValueError, EOFError):
-        while True:
-            ready = [engine] if pending() else select.select([engine, plain], [], [])[0]
-            if engine in ready:
-                _copy(engine, plain)
-            if plain in ready:
-                _copy(plain, engine)
-    ends: list[Any] = [engine, getattr(engine, "_response", None), plain]
-    for end in ends:
-        with contextlib.suppress(OSError, AttributeError):
-            end.close()
-
-
-def _copy(source: Any, target: Any) -> None:
-    data = source.recv(CHUNK)
-    if not data:
-        raise EOFError
-    target.sendall(data)
+    if type(inner) is not socket.socket:
+        return Bridge(inner).socket
+    sock = inner.dup()
+    for ours in (attached, inner):
+        ours.close()
+    sock.setblocking(False)
+    return sock

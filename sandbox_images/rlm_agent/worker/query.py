@@ -107,8 +107,13 @@ class _Connections(threading.local):
         link, self._idle = self._idle, None
         if link is not None and self._pid == os.getpid() and link.intact():
             return link
+        self.drop(link)  # a cell has closed it, or it is the parent's
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        sock.connect(os.environ[SOCKET_VARIABLE])
+        try:
+            sock.connect(os.environ[SOCKET_VARIABLE])
+        except BaseException:
+            sock.close()
+            raise
         link, self._pid = Link(sock), os.getpid()
         self._open.add(link)
         return link
