@@ -73,7 +73,7 @@ def test_a_keyword_that_is_not_served_yet_is_named(name: str) -> None:
         ({"nonsense": 1}, "no argument 'nonsense'"),
         ({"max_depth": 2}, "max_depth=2 is not served yet"),
         ({"max_iterations": 0}, "max_iterations must be at least 1"),
-        ({"environment": "dokker"}, "unknown environment 'dokker'; known: .*local"),
+        ({"environment": "dokker"}, "unknown environment 'dokker', did you mean 'docker'.*local"),
         ({"environment_kwargs": {"cpus": 3}}, "can't enforce cpus"),
         ({"backend": "opnai"}, "unknown backend 'opnai'; known: openai, scripted"),
         ({"backend": "scripted", "backend_kwargs": {"replies": 3}}, "needs replies"),

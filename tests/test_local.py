@@ -194,5 +194,7 @@ def test_a_policy_that_can_not_be_held_does_not_start(
 
 
 def test_an_unknown_environment_says_what_is_known() -> None:
-    with pytest.raises(ConfigError, match=r"unknown environment 'lokal'; known: .*local"):
+    with pytest.raises(
+        ConfigError, match=r"unknown environment 'lokal', did you mean 'local'.*known: .*local"
+    ):
         make_environment("lokal", {})

@@ -93,7 +93,7 @@ TESTS: dict[str, tuple[str, str]] = {
     "H20": ("results at all their limits", "test_host.py::test_a_result_at_all_its_limits_arrives"),
     "N09": (
         "ways round the list of hosts that may be reached",
-        "test_egress.py::test_in_a_container_the_listed_host_is_reached_and_nothing_else",
+        "test_gate.py::test_in_a_container_the_listed_host_is_reached_and_nothing_else",
     ),
     "N09b": (
         "addresses and names that stand for another",
@@ -123,7 +123,7 @@ TESTS: dict[str, tuple[str, str]] = {
     ),
     "T08": (
         "packages of anybody's at run time",
-        "test_egress.py::test_in_a_container_the_listed_host_is_reached_and_nothing_else",
+        "test_gate.py::test_in_a_container_the_listed_host_is_reached_and_nothing_else",
     ),
     "T07": (
         "an agent of another version",
