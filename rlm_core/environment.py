@@ -146,12 +146,16 @@ class Environment(ABC):
 
     name: ClassVar[str]
     capabilities: ClassVar[Capabilities]
+    spec_type: ClassVar[type[SandboxSpec]] = SandboxSpec
+    """A subclass, where the provider has settings of its own beside the policy."""
     known_failures: ClassVar[Mapping[str, str]] = {}
     """Checks of rlm_core.conformance that this environment does not pass, and why."""
 
     def __init__(self, spec: SandboxSpec) -> None:
         """Raises PolicyNotEnforceable for a field that is set and that this environment can't hold."""
-        for field in sorted(spec.model_fields_set - self.capabilities.enforces):
+        for field in sorted(
+            (spec.model_fields_set & SandboxSpec.model_fields.keys()) - self.capabilities.enforces
+        ):
             if getattr(spec, field) != SandboxSpec.model_fields[field].get_default(call_default_factory=True):
                 raise PolicyNotEnforceable(
                     f"environment {self.name!r} can't enforce {field}={getattr(spec, field)!r}; "
@@ -210,24 +214,24 @@ def make_environment(name: str, kwargs: Mapping[str, Any]) -> Environment:
         kind: type[Environment] = point.load()
     except ImportError:
         raise MissingExtra(f"environment {name!r}", name) from None
-    return kind(parse_spec(kwargs))
+    return kind(parse_spec(kwargs, kind.spec_type))
 
 
-def parse_spec(kwargs: Mapping[str, Any]) -> SandboxSpec:
+def parse_spec(kwargs: Mapping[str, Any], kind: type[SandboxSpec] = SandboxSpec) -> SandboxSpec:
     """Raises ConfigError that names each wrong field."""
     try:
-        return SandboxSpec(**kwargs)
+        return kind(**kwargs)
     except ValidationError as error:
-        raise ConfigError("; ".join(_wrong(each) for each in error.errors())) from None
+        raise ConfigError("; ".join(_wrong(each, kind) for each in error.errors())) from None
 
 
-def _wrong(error: ErrorDetails) -> str:
+def _wrong(error: ErrorDetails, kind: type[SandboxSpec]) -> str:
     """One wrong field of the policy, in words."""
     name = ".".join(map(str, error["loc"]))
     if error["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(name, SandboxSpec.model_fields, 1)
+        close = difflib.get_close_matches(name, kind.model_fields, 1)
         hint = f", did you mean {close[0]!r}?" if close else ""
-        known = ", ".join(SandboxSpec.model_fields)
+        known = ", ".join(kind.model_fields)
         return f"environment_kwargs: there is no {name!r}{hint} (known: {known})"
     return f"environment_kwargs: {name}: {error['msg'].removeprefix('Value error, ')}"
 

@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-from rlm_environments.containers import base, image
+from rlm_environments import bundle
+from rlm_environments.containers import base
 from rlm_environments.containers.engine import Engine
 
 from rlm_core import SandboxPool
@@ -34,7 +35,7 @@ def wait_for_a_container(before: set[str]) -> set[str]:
 
 def test_what_comes_from_outside_is_pinned() -> None:
     assert re.fullmatch(r"python:3\.12-slim@sha256:[0-9a-f]{64}", base.DEFAULT)
-    requirements = (image.agent_folder() / "image" / "requirements.txt").read_text()
+    requirements = (bundle.agent_folder() / "image" / "requirements.txt").read_text()
     pins = [line for line in requirements.splitlines() if line and line[0] not in "# "]
     assert pins and all("==" in pin for pin in pins)
     assert requirements.count("--hash=sha256:") >= len(pins)

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 import trustme
+from rlm_environments import bundle
 from rlm_environments.containers import image, profile
 from rlm_environments.containers.engine import Engine, _is_mended
 from rlm_environments.docker import DockerEnvironment, DockerSandbox
@@ -281,7 +282,7 @@ async def test_an_image_that_can_not_be_pulled_says_what_else_there_is() -> None
 def test_a_stale_image_is_never_used(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     current = image.find(engine, None, ())
     assert current is not None
-    sources = image.sources()
+    sources = bundle.sources()
     monkeypatch.setattr(image, "sources", lambda: sources[1:])
     assert image.find(engine, None, ()) is None
 

@@ -154,10 +154,10 @@ async def test_five_hundred_deaths_leave_no_zombie_no_fd_no_process(sandbox: San
         assert result.stdout == "{'n': 0}\n"
         after = await session.execute("import os; os._exit(1)")
         assert after.status == "rolled_back"
-        now = descendants(pid)
-        assert len(now) == len(processes), (processes, now)
+        async with asyncio.timeout(20):  # the last one may still be on its way out
+            while len(now := descendants(pid)) != len(processes) or open_fds(pid) != fds:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
         assert not [line for line in now.values() if line.startswith("Z")]
-        assert open_fds(pid) == fds
     assert len(descendants(pid)) == 1  # the supervisor
 
 

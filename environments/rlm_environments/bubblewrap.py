@@ -21,8 +21,8 @@ from typing import Any, ClassVar
 from rlm_core.environment import Capabilities, SandboxSpec
 from rlm_core.errors import ConfigError, PolicyNotEnforceable
 from rlm_environments import posture
+from rlm_environments.bundle import agent_folder
 from rlm_environments.containers import seccomp
-from rlm_environments.containers.image import agent_folder
 from rlm_environments.local import LocalEnvironment
 
 try:

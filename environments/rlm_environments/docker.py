@@ -8,7 +8,6 @@ anything runs.
 import asyncio
 import contextlib
 import logging
-import secrets
 import socket
 import sys
 import threading
@@ -20,12 +19,10 @@ from typing import Any, ClassVar, TypeVar
 import docker.errors
 
 from rlm_core import limits
-from rlm_core.egress.gate import Gate
 from rlm_core.environment import (
     Capabilities,
     Environment,
     RunningSandbox,
-    Sandbox,
     SandboxSpec,
     track,
     untrack,
@@ -33,9 +30,8 @@ from rlm_core.environment import (
 from rlm_core.errors import EngineError, PolicyNotEnforceable, RLMError, SandboxLost
 from rlm_core.janitor import Janitor
 from rlm_core.tasks import finish_first
-from rlm_core.text import one_line, printable
-from rlm_core.transport.stdio import StdioLink
 from rlm_environments import posture
+from rlm_environments.byte_stream import ByteStreamSandbox
 from rlm_environments.containers import image, profile
 from rlm_environments.containers.engine import LABEL, Engine
 from rlm_environments.containers.stream import STDOUT, AttachedStream, plain_socket
@@ -44,8 +40,6 @@ log = logging.getLogger("rlm_environments.docker")
 T = TypeVar("T")
 
 LEASE_SECONDS = 60.0
-STDERR_BYTES = 8 << 10
-"""Kept from the end of the container's stderr, to say why it ended."""
 NOTE = "nonce"
 REAP = "rlm_environments.containers.reap"
 SOON_NANOSECONDS = 2_000_000_000
@@ -75,7 +69,7 @@ class DockerEnvironment(Environment):
                 await sandbox.create(tag)
                 posture.check(await sandbox.begin(), asked.expected())
                 await sandbox.channel.channel_ready()  # connected, so that a warm one is warm
-                sandbox.open_gate()
+                sandbox.open_gate(asked.allowlist)
             return sandbox
         except BaseException as error:
             await finish_first(sandbox.stop())
@@ -94,7 +88,7 @@ class DockerEnvironment(Environment):
         sandbox = DockerSandbox(engine, asked, self.spec, sandbox_id=sandbox_id, token=token)
         try:
             await sandbox.take_over()
-            sandbox.open_gate()
+            sandbox.open_gate(asked.allowlist)
             return sandbox
         except BaseException:
             await finish_first(sandbox.let_go())
@@ -129,7 +123,9 @@ class DockerEnvironment(Environment):
             return tag
 
 
-class DockerSandbox(Sandbox):
+class DockerSandbox(ByteStreamSandbox):
+    called = "the container"
+
     def __init__(
         self,
         engine: Engine,
@@ -139,28 +135,17 @@ class DockerSandbox(Sandbox):
         sandbox_id: str = "",
         token: str = "",
     ) -> None:
-        self.id = sandbox_id or secrets.token_hex(8)
-        self.token = token or secrets.token_urlsafe(32)
+        janitor = Janitor.hire([sys.executable, "-I", "-m", REAP])
+        lease = spec.lease or LEASE_SECONDS
+        super().__init__(janitor.new_folder(), lease, sandbox_id=sandbox_id, token=token)
         self.container = ""
         self._engine = engine
         self._asked = asked
         self._spec = spec
-        self._lease = spec.lease or LEASE_SECONDS
-        janitor = Janitor.hire([sys.executable, "-I", "-m", REAP])
         self._host = janitor.folder.name
-        self._link = StdioLink(janitor.new_folder(), self._lease, self._on_silence)
-        self.channel = self._link.channel
         self._stream: AttachedStream | None = None
-        self._stderr = bytearray()
-        self._ended = asyncio.Event()
         self._stopping = False
         self._reattaching: asyncio.Task[None] | None = None
-        self._gate: Gate | None = None
-
-    def open_gate(self) -> None:
-        """Let through what the allowlist of its network names."""
-        if self._asked.allowlist is not None:
-            self._gate = Gate(self._link.socket, self.token, self._asked.allowlist)
 
     async def create(self, tag: str) -> None:
         """Create the container, attach, and start it."""
@@ -207,25 +192,19 @@ class DockerSandbox(Sandbox):
         """Configure the agent; what it says of itself and found out."""
         assert self._stream is not None
         config = {
-            "token": self.token,
-            "nonce": self.id,
             "folder": f"{profile.RUN_FOLDER}/agent",
             "incoming": "/tmp/.incoming",
             "calls": f"{profile.RUN_FOLDER}/calls",
             "work": "/tmp",
             "shared": profile.CONTEXT_FOLDER,
-            "stdio": True,
             "proxy_port": profile.PROXY_PORT if self._asked.allowlist is not None else 0,
             "start_ahead": True,
-            "lease": self._lease,
             "lifetime": self._spec.lifetime or 0.0,
             "processes": self._asked.pids,
             # A control group would end all of gVisor's sandbox, and not the one process that takes too much.
             "process_memory": self._asked.memory if self._asked.is_gvisor else 0,
         }
-        greeting = await self._link.begin(self._stream.transport, config)
-        if greeting.get("nonce") != self.id:
-            raise SandboxLost("what runs in the container is not the agent that was started")
+        greeting = await self._begin(self._stream.transport, config)
         if greeting.get("shared") == self.id:
             self.shared_folder = self._link.folder / "context"
         return greeting
@@ -260,9 +239,7 @@ class DockerSandbox(Sandbox):
         self._stopping = True
         if self._reattaching is not None:
             self._reattaching.cancel()
-        if self._gate is not None:
-            await self._gate.aclose()
-        await self._link.close()
+        await self._close_link()
         if self._stream is not None:
             self._stream.transport.abort()
             await self._stream.closed.wait()
@@ -272,21 +249,6 @@ class DockerSandbox(Sandbox):
         self._link.remove_folder()
         with contextlib.suppress(RLMError):
             _remove(self._engine, self.container or f"rlm-{self.id}")
-
-    async def epitaph(self, wait: float = 0.0) -> str:
-        if wait:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._ended.wait(), wait)
-        return f"the container has ended{self._because()}" if self._ended.is_set() else ""
-
-    def last_words(self) -> str:
-        """The end of what the agent wrote to stderr."""
-        lines = printable(self._stderr.decode("utf-8", "replace")).strip().splitlines()
-        return one_line(lines[-1], 300) if lines else ""
-
-    def _because(self) -> str:
-        words = self.last_words()
-        return f": {words}" if words else ""
 
     # -- the byte stream
 
@@ -308,13 +270,7 @@ class DockerSandbox(Sandbox):
         self._stream = stream
 
     def _on_output(self, kind: int, data: bytes) -> None:
-        if kind != STDOUT:
-            self._stderr = (self._stderr + data)[-STDERR_BYTES:]
-            return
-        try:
-            self._link.feed(data)
-        except SandboxLost as lost:
-            self._end(str(lost))
+        (self._on_stdout if kind == STDOUT else self._on_stderr)(data)
 
     def _on_silence(self) -> None:
         """Nothing has come for a lease, although the agent shows life: try another connection."""
@@ -349,10 +305,7 @@ class DockerSandbox(Sandbox):
 
     def _end(self, why: str) -> None:
         self._stopping = True
-        if why:
-            self._stderr += f"\n{why}".encode()
-        self._ended.set()
-        self._link.end()
+        super()._end(why)
         if self._stream is not None:
             self._stream.transport.abort()
 

@@ -16,6 +16,7 @@ import requests.exceptions
 
 from rlm_core.errors import EngineError
 from rlm_core.text import one_line
+from rlm_environments.bundle import LOOK, Python
 from rlm_environments.containers.engine import LABEL, Engine
 
 Say = Callable[[str], None]
@@ -46,7 +47,6 @@ BUNDLE = "etc/ssl/certs/ca-certificates.crt"
 GROUPS = "root:x:0:\nnogroup:x:65534:\n"
 MIRRORS = (Path("/etc/apt/sources.list"), Path("/etc/apt/sources.list.d/debian.sources"))
 BUILD_SECONDS = 900
-LOOK = "import json, os, sys; print(json.dumps([sys.version_info[:2], sys.executable, os.uname().machine]))"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +54,7 @@ class Base:
     """An image with a Python, as it is in the engine."""
 
     reference: str
-    python: tuple[int, int]
-    executable: str
-    machine: str
+    python: Python
 
 
 def ensure_base(engine: Engine, name: str, say: Say) -> Base:
@@ -68,8 +66,7 @@ def ensure_base(engine: Engine, name: str, say: Say) -> Base:
     reference = _debian(engine, say) if name == DEBIAN else name
     if not has_image(engine, reference):
         _pull(engine, reference, say)
-    version, executable, machine = _look(engine, reference)
-    return Base(reference, (version[0], version[1]), executable, machine)
+    return Base(reference, _look(engine, reference))
 
 
 def has_image(engine: Engine, reference: str) -> bool:
@@ -96,7 +93,7 @@ def _pull(engine: Engine, reference: str, say: Say) -> None:
         ) from None
 
 
-def _look(engine: Engine, reference: str) -> tuple[list[int], str, str]:
+def _look(engine: Engine, reference: str) -> Python:
     """Run its Python once, without a network."""
     with engine.errors():
         host = engine.api.create_host_config(network_mode="none", cap_drop=["ALL"])
@@ -111,11 +108,10 @@ def _look(engine: Engine, reference: str) -> tuple[list[int], str, str]:
             raise EngineError(f"image {reference!r} has no python3: {one_line(str(error), 200)}") from None
         finally:
             engine.api.remove_container(made, force=True)
-    try:
-        version, executable, machine = json.loads(output)
-        return version, str(executable), str(machine)
-    except ValueError:
-        raise EngineError(f"image {reference!r} has no python3 that runs") from None
+    found = Python.parse(output)
+    if found is None:
+        raise EngineError(f"image {reference!r} has no python3 that runs")
+    return found
 
 
 def debian_reference() -> str:

@@ -1,0 +1,156 @@
+"""What goes into a sandbox, laid out as files: the agent, its pinned libraries, and packages for cells.
+
+An image of a container engine is built from it; where a provider builds no images for us, it is uploaded.
+"""
+
+import hashlib
+import importlib.util
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlm_core.errors import EngineError
+from rlm_core.text import one_line
+
+PIP_SECONDS = 900
+LOOK = "import json, os, sys; print(json.dumps([sys.version_info[:2], sys.executable, os.uname().machine]))"
+"""Run with a sandbox's Python: what `Python` has to know of it."""
+AGENT_PROGRAM = """\
+#!{python} -I
+import sys
+
+sys.path[:0] = ["/opt/rlm/agent", "/opt/rlm/lib"]
+from rlm_agent.container import main
+
+main()
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Python:
+    """Of a sandbox."""
+
+    version: tuple[int, int]
+    executable: str
+    machine: str
+
+    @classmethod
+    def parse(cls, output: str | bytes) -> "Python | None":
+        """Of what LOOK has printed; None when that is something else."""
+        try:
+            (major, minor), executable, machine = json.loads(output)
+            return cls((int(major), int(minor)), str(executable), str(machine))
+        except (ValueError, TypeError):
+            return None
+
+
+def agent_folder() -> Path:
+    """Where the agent's sources are; they are files to us, nothing is imported."""
+    found = importlib.util.find_spec("rlm_agent")
+    assert found is not None and found.origin is not None
+    return Path(found.origin).parent
+
+
+def sources() -> list[Path]:
+    """Everything that goes into a sandbox from here."""
+    folder = agent_folder()
+    return sorted({*folder.rglob("*.py"), *(folder / "image").glob("*.*"), folder / "image" / "Dockerfile"})
+
+
+def image_file(name: str) -> Path:
+    return agent_folder() / "image" / name
+
+
+def lay_out(root: Path, python: Python, packages: Sequence[str]) -> None:
+    """Write all of it below `root`, as it is below `/` in the sandbox.
+
+    Raises:
+        EngineError: pip could not fetch a library or a package.
+    """
+    major, minor = python.version
+    _install(root / "opt/rlm/lib", python, ["--require-hashes", "-r", str(image_file("requirements.txt"))])
+    site = root / f"opt/venv/lib/python{major}.{minor}/site-packages"
+    site.mkdir(parents=True)
+    if packages:
+        _install(site, python, packages)
+    rlm = root / "opt/rlm"
+    for path in sources():
+        if path.suffix == ".py" and path.parent.name != "image":
+            copy = rlm / "agent/rlm_agent" / path.relative_to(agent_folder())
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(path.read_bytes())
+    (rlm / "finish.py").write_bytes(image_file("finish.py").read_bytes())
+    program = rlm / "bin/agent"
+    program.parent.mkdir()
+    program.write_text(AGENT_PROGRAM.format(python=python.executable))
+    (site / "rlm_agent.pth").write_text("/opt/rlm/agent\n")
+    venv = root / "opt/venv"
+    home = Path(python.executable).parent
+    (venv / "pyvenv.cfg").write_text(f"home = {home}\ninclude-system-site-packages = false\n")
+    (venv / "bin").mkdir()
+    for name in ("python", "python3"):
+        (venv / "bin" / name).symlink_to(python.executable)
+
+
+def tarball(python: Python, packages: Sequence[str]) -> bytes:
+    """The same as a tar file, kept in the user's cache by a hash of all that is in it."""
+    digest = hashlib.sha256(repr((python, tuple(packages))).encode())
+    for path in (*sources(), Path(__file__)):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    kept = _cache() / f"bundle-{digest.hexdigest()[:32]}.tar.gz"
+    if kept.exists():
+        return kept.read_bytes()
+    with tempfile.TemporaryDirectory(prefix="rlm-bundle-") as folder:
+        root = Path(folder) / "root"
+        lay_out(root, python, packages)
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as tar:
+            for name in ("opt/rlm", "opt/venv"):
+                tar.add(str(root / name), name, filter=as_root)
+    part = kept.with_suffix(f".{os.getpid()}")
+    part.write_bytes(buffer.getvalue())
+    part.rename(kept)  # whole or not at all, whoever else makes the same
+    return buffer.getvalue()
+
+
+def as_root(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    """Nobody but root may change what is in a sandbox, and everybody may read it."""
+    member.uid = member.gid = 0
+    member.uname = member.gname = "root"
+    member.mtime = 0
+    runs = member.isdir() or "/bin/" in member.name
+    member.mode = 0o755 if runs else 0o644
+    return member
+
+
+def _cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(base) / "rlm-sandbox"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return folder
+
+
+def _install(target: Path, python: Python, wanted: Sequence[str]) -> None:
+    """Wheels for the sandbox's Python, which is not ours, into a folder."""
+    version = f"{python.version[0]}.{python.version[1]}"
+    platforms = [f"manylinux{tag}_{python.machine}" for tag in ("_2_28", "_2_17", "2014")]
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    command += ["--target", str(target), "--only-binary=:all:", "--no-compile"]
+    command += ["--python-version", version, "--implementation", "cp"]
+    command += [part for platform in platforms for part in ("--platform", platform)]
+    try:
+        done = subprocess.run([*command, *wanted], capture_output=True, text=True, timeout=PIP_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise EngineError(f"pip did not fetch the packages within {PIP_SECONDS} s") from None
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [
+            done.stderr[-300:]
+        ]
+        raise EngineError(f"pip could not fetch packages for the sandbox: {one_line(' '.join(lines), 500)}")

@@ -1,0 +1,347 @@
+"""`environment="prime"`: sandboxes of Prime Intellect, which are virtual machines of your account there.
+
+The agent is a process of the machine's root, and its stdin and stdout are the way to it (`open_process` of
+the SDK): nothing is exposed, and the machine has no network unless the policy says so. The SDK loses output
+while it connects again; the envelope of our stream asks for it once more (rlm_agent/rpc/envelope.py).
+
+Needs PRIME_API_KEY, or `prime login`.
+"""
+
+import asyncio
+import contextlib
+import math
+import secrets
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from typing import Any, ClassVar
+
+from prime_sandboxes import APIError, AsyncSandboxClient, CreateSandboxRequest
+from prime_sandboxes import Sandbox as PrimeBox
+from prime_sandboxes.exceptions import CommandTimeoutError, SandboxNotRunningError, UploadTimeoutError
+from prime_sandboxes.process import AsyncSandboxProcess
+from pydantic import Field
+
+from rlm_core import limits
+from rlm_core.environment import (
+    Capabilities,
+    Environment,
+    RunningSandbox,
+    SandboxSpec,
+    track,
+    untrack,
+)
+from rlm_core.errors import ConfigError, EngineError, RLMError, SandboxLost
+from rlm_core.tasks import finish_first
+from rlm_core.text import one_line, printable
+from rlm_core.transport.unix import private_folder
+from rlm_environments import bundle, posture
+from rlm_environments.byte_stream import ByteStreamSandbox
+from rlm_environments.stdin import StdinTransport
+
+IMAGE = "python:3.12-slim"
+MEMORY = 4 << 30
+CPUS = 2.0
+DISK = 8 << 30
+PIDS = 512
+GIB = 1 << 30
+LIFETIME_MINUTES = 24 * 60
+"""The longest that Prime gives."""
+START_MINUTES = 30
+LEASE_SECONDS = 60.0
+CREATE_SECONDS = 1_800.0
+"""The first use of an image builds a machine's image, which takes minutes."""
+COMMAND_SECONDS = 120
+LABEL = "rlm"
+LABEL_OF_ONE = "rlm-sandbox-"
+PROXY_PORT = 3128
+BUNDLE = "/tmp/.rlm-bundle.tar.gz"
+RUN_FOLDER = "/run/rlm"
+SETUP = f"""\
+set -e
+python3 -m tarfile -e {BUNDLE} /
+rm -f {BUNDLE}
+mkdir -p {RUN_FOLDER}
+chown 64000:64000 {RUN_FOLDER}
+chmod 0711 {RUN_FOLDER}
+chmod 1777 /tmp
+find / -xdev -perm /6000 -type f -exec chmod a-s {{}} + 2>/dev/null || true
+"""
+ENVIRONMENT = {
+    "PATH": "/opt/venv/bin:/usr/local/bin:/usr/bin:/bin",
+    "VIRTUAL_ENV": "/opt/venv",
+    "LANG": "C.UTF-8",
+    "HOME": "/tmp",
+    "GRPC_VERBOSITY": "ERROR",
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+}
+
+
+class PrimeSpec(SandboxSpec):
+    """What only Prime has, beside the policy."""
+
+    region: str | None = None
+    gpu_type: str | None = None
+    gpu_count: int = Field(default=0, ge=0)
+    idle_timeout: float | None = Field(default=None, ge=60)
+    """Seconds without a process's output or input after which Prime ends the sandbox."""
+    labels: tuple[str, ...] = ()
+    """Of your own, beside ours."""
+
+
+class PrimeEnvironment(Environment):
+    name: ClassVar[str] = "prime"
+    spec_type: ClassVar[type[SandboxSpec]] = PrimeSpec
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        isolated=True,
+        enforces=frozenset(SandboxSpec.model_fields) - {"runtime"},
+        summary="a virtual machine of your account at Prime Intellect",
+        lists=True,
+    )
+    _spec: PrimeSpec
+
+    async def start(self) -> "PrimeSandbox":
+        sandbox = PrimeSandbox(_client(), self._spec)
+        try:
+            async with asyncio.timeout(CREATE_SECONDS):
+                await sandbox.create(_request(self._spec, sandbox.id))
+            async with asyncio.timeout(limits.START_SECONDS + COMMAND_SECONDS):
+                posture.check(await sandbox.begin(), _expected(self._spec))
+                await sandbox.channel.channel_ready()
+                sandbox.open_gate(self._spec.allowlist)
+            return sandbox
+        except BaseException as error:
+            await finish_first(sandbox.stop())
+            if isinstance(error, (TimeoutError, SandboxLost)):
+                why = sandbox.last_words() or str(error) or "not in time"
+                raise SandboxLost(f"the sandbox at Prime did not start: {why}") from None
+            raise
+
+    async def running(self) -> list[RunningSandbox]:
+        async with _closing(_client()) as client:
+            return [_running(box) for box in await _all(client, [LABEL])]
+
+    async def remove(self, sandbox_id: str) -> None:
+        async with _closing(_client()) as client:
+            for box in await _all(client, [LABEL_OF_ONE + sandbox_id]):
+                await _asked(client.delete(box.id))
+
+
+class PrimeSandbox(ByteStreamSandbox):
+    called = "the sandbox at Prime"
+
+    def __init__(self, client: AsyncSandboxClient, spec: PrimeSpec) -> None:
+        self._folder = private_folder()
+        super().__init__(self._folder, spec.lease or LEASE_SECONDS)
+        self._client = client
+        self._spec = spec
+        self._box = ""
+        self._creating: asyncio.Task[PrimeBox] | None = None
+        self._process: AsyncSandboxProcess | None = None
+        self._stdin: StdinTransport | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._stopped = False
+
+    async def create(self, request: CreateSandboxRequest) -> None:
+        """Have it made, and wait until it runs. Once asked for, its id is waited for: it costs money."""
+        track(self)
+        self._creating = asyncio.ensure_future(_asked(self._client.create(request)))
+        self._box = (await finish_first(_of(self._creating))).id
+        await _asked(self._client.wait_for_creation(self._box))
+
+    async def begin(self) -> dict[str, Any]:
+        """Bring the agent in, and start it."""
+        python = await self._look()
+        packed = await asyncio.to_thread(bundle.tarball, python, tuple(sorted(self._spec.packages or ())))
+        await _asked(self._client.upload_bytes(self._box, BUNDLE, packed, "bundle.tar.gz"))
+        await self._run(SETUP)
+        command = f"exec /opt/rlm/bin/agent {math.ceil(self._lease)}"
+        process: AsyncSandboxProcess = await _asked(
+            self._client.open_process(self._box, command, env=ENVIRONMENT)
+        )
+        self._process = process
+        self._stdin = StdinTransport(process.write_stdin, self._link.set_stream_full, self._end)
+        self._tasks = [asyncio.ensure_future(way) for way in (self._read(), self._read_errors())]
+        config = {
+            "folder": f"{RUN_FOLDER}/agent",
+            "incoming": "/tmp/.incoming",
+            "calls": f"{RUN_FOLDER}/calls",
+            "work": "/tmp",
+            "proxy_port": PROXY_PORT if self._spec.allowlist is not None else 0,
+            "start_ahead": True,
+            "lifetime": self._spec.lifetime or 0.0,
+            "processes": self._spec.pids or PIDS,
+            "process_memory": 0,
+        }
+        return await self._begin(self._stdin, config)
+
+    async def _look(self) -> bundle.Python:
+        """Raises ConfigError: there is no Python that the agent can run on."""
+        output = await self._run(f"python3 -I -c '{bundle.LOOK}'")
+        python = bundle.Python.parse(output)
+        if python is None:
+            raise ConfigError(f"image={self._spec.image!r} has no python3 that runs")
+        if python.version < (3, 11):
+            raise ConfigError(f"image={self._spec.image!r} has a Python before 3.11")
+        return python
+
+    async def _run(self, command: str) -> str:
+        done = await _asked(self._client.execute_command(self._box, command, timeout=COMMAND_SECONDS))
+        if done.exit_code:
+            raise SandboxLost(f"a command of the start failed: {one_line(printable(done.stderr), 300)}")
+        return str(done.stdout)
+
+    async def _read(self) -> None:
+        assert self._process is not None
+        why = ""
+        try:
+            async for data in self._process.stdout:
+                self._on_stdout(data)
+        except (APIError, SandboxNotRunningError) as error:
+            why = one_line(printable(str(error)), 300)
+        self._end(why)
+
+    async def _read_errors(self) -> None:
+        assert self._process is not None
+        with contextlib.suppress(APIError, SandboxNotRunningError):
+            async for data in self._process.stderr:
+                self._on_stderr(data)
+
+    async def stop(self) -> None:
+        stopped, self._stopped = self._stopped, True
+        if stopped:
+            return
+        await self._close_link()
+        if self._creating is not None and not self._box:
+            with contextlib.suppress(RLMError):
+                self._box = (await _of(self._creating)).id
+        for task in self._tasks:
+            task.cancel()
+        if self._stdin is not None:
+            self._stdin.abort()
+        box, self._box = self._box, ""
+        if box:
+            with contextlib.suppress(EngineError):  # it ends by itself when its lease is over
+                await _asked(self._client.delete(box))
+        if self._process is not None:
+            self._process._remote_exited = True
+            await self._process.aclose()
+        await self._client.aclose()
+        untrack(self)
+
+    def kill(self) -> None:
+        """When the interpreter exits: with the synchronous client, which needs no event loop."""
+        self._link.remove_folder()
+        if self._box:
+            from prime_sandboxes import APIClient, SandboxClient
+
+            with contextlib.suppress(APIError, RuntimeError):
+                SandboxClient(APIClient()).delete(self._box)
+
+
+def _request(spec: PrimeSpec, sandbox_id: str) -> CreateSandboxRequest:
+    """Raises ConfigError for what Prime does not take."""
+    if spec.lifetime is not None and spec.lifetime > LIFETIME_MINUTES * 60:
+        raise ConfigError(f"lifetime={spec.lifetime:g}: at most {LIFETIME_MINUTES * 60} s at Prime")
+    # The agent keeps the exact lifetime; Prime's own is for an agent that does not.
+    minutes = math.ceil((spec.lifetime or LIFETIME_MINUTES * 60) / 60)
+    minutes = min(minutes + START_MINUTES, LIFETIME_MINUTES)
+    # An agent without a host ends when its lease is over, and what then is idle costs money no longer.
+    idle = min(math.ceil((spec.idle_timeout or spec.lease or LEASE_SECONDS) / 60), minutes)
+    try:
+        return CreateSandboxRequest(
+            name=f"rlm-{sandbox_id}",
+            checkpoint_id=None,
+            docker_image=IMAGE if spec.image in (None, "minimal") else spec.image,
+            cpu_cores=spec.cpus or CPUS,
+            memory_gb=(spec.memory or MEMORY) / GIB,
+            disk_size_gb=(spec.disk or DISK) / GIB,
+            gpu_type=spec.gpu_type,
+            gpu_count=spec.gpu_count or (1 if spec.gpu_type else 0),
+            region=spec.region,
+            timeout_minutes=minutes,
+            idle_timeout_minutes=idle,
+            network_allowlist=None if spec.network == "full" else [],
+            labels=[
+                LABEL,
+                LABEL_OF_ONE + sandbox_id,
+                f"rlm-lease-{spec.lease or LEASE_SECONDS:g}",
+                *spec.labels,
+            ],
+            idempotency_key=secrets.token_hex(16),
+        )
+    except ValueError as error:
+        raise ConfigError(f"environment 'prime': {one_line(str(error), 300)}") from None
+
+
+def _expected(spec: PrimeSpec) -> posture.Expected:
+    sockets = "internet" if spec.network == "full" else "proxy" if spec.allowlist else "unix"
+    return posture.Expected(None, spec.network == "full", sockets, own_kernel=True)
+
+
+def _client() -> AsyncSandboxClient:
+    """Raises ConfigError without a key."""
+    try:
+        client = AsyncSandboxClient()
+        if not client.client.config.api_key:
+            raise ConfigError("environment 'prime' has no key: set PRIME_API_KEY, or run: prime login")
+        return client
+    except APIError as error:
+        raise ConfigError(f"environment 'prime': {one_line(printable(str(error)), 300)}") from None
+
+
+@contextlib.asynccontextmanager
+async def _closing(client: AsyncSandboxClient) -> AsyncIterator[AsyncSandboxClient]:
+    try:
+        yield client
+    finally:
+        await client.aclose()
+
+
+async def _all(client: AsyncSandboxClient, labels: Sequence[str]) -> list[PrimeBox]:
+    found: list[PrimeBox] = []
+    page = 1
+    while True:
+        answer = await _asked(client.list(labels=list(labels), page=page, exclude_terminated=True))
+        found += answer.sandboxes
+        if not answer.has_next:
+            return found
+        page += 1
+
+
+def _running(box: PrimeBox) -> RunningSandbox:
+    of = {label.rpartition("-")[0]: label.rpartition("-")[2] for label in box.labels}
+    return RunningSandbox(
+        id=of.get(LABEL_OF_ONE.rstrip("-"), ""),
+        handle=box.id,
+        created=int(box.created_at.timestamp()),
+        state=box.status.lower(),
+        lease=float(of.get("rlm-lease", 0)),
+    )
+
+
+async def _of(task: "asyncio.Task[Any]") -> Any:
+    return await task
+
+
+async def _asked(request: Coroutine[Any, Any, Any]) -> Any:
+    """Raises our errors in the place of the SDK's."""
+    try:
+        return await request
+    except SandboxNotRunningError as error:
+        raise SandboxLost(one_line(printable(str(error)), 300)) from None
+    except (APIError, CommandTimeoutError, UploadTimeoutError) as error:
+        raise EngineError(_explain(str(error))) from None
+
+
+def _explain(text: str) -> str:
+    line = one_line(printable(text), 300)
+    for sign, remedy in (
+        ("401", "the key is refused: set PRIME_API_KEY, or run: prime login"),
+        ("Payment required", "the account has no funds"),
+        ("429", "too many requests, after several attempts: wait, or start fewer at once"),
+    ):
+        if sign in line:
+            return f"Prime: {remedy} ({line})"
+    return f"Prime refused: {line}"

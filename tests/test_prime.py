@@ -1,0 +1,147 @@
+"""environment="prime": the real SDK, unchanged, against a service of ours on loopback."""
+
+import asyncio
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rlm_environments.prime import PrimeEnvironment, PrimeSandbox
+
+from rlm_core.environment import make_environment
+from rlm_core.errors import ConfigError, EngineError, PolicyNotEnforceable, SandboxLost
+from rlm_core.session import Session
+from tests.conftest import echo
+from tests.fakes.prime import KEY, LABEL, FakePrime
+
+pytestmark = pytest.mark.needs("docker")
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[FakePrime]:
+    with FakePrime() as fake:
+        yield fake
+    left = subprocess.run(
+        ["docker", "ps", "-q", "--filter", f"label={LABEL}"], capture_output=True, text=True
+    )
+    assert left.stdout == ""
+
+
+@pytest.fixture(autouse=True)
+def prime(
+    service: FakePrime, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[FakePrime]:
+    monkeypatch.setenv("PRIME_API_BASE_URL", service.url)
+    monkeypatch.setenv("PRIME_API_KEY", KEY)
+    monkeypatch.setenv("PRIME_TEAM_ID", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(Path.home() / ".cache"))
+    monkeypatch.setenv("HOME", str(tmp_path_factory.getbasetemp()))
+    service.requests.clear()
+    yield service
+
+
+@pytest.mark.rlm_environment("prime", memory="1GiB", lease=3.0)
+@pytest.mark.timeout(300)
+def test_conformance(rlm_check: Callable[[], None]) -> None:
+    rlm_check()
+
+
+def environment(**kwargs: Any) -> PrimeEnvironment:
+    made = make_environment("prime", {"memory": "1GiB", "lease": 3.0, **kwargs})
+    assert isinstance(made, PrimeEnvironment)
+    return made
+
+
+async def test_what_is_lost_while_the_sdk_attaches_again_is_sent_again(prime: FakePrime) -> None:
+    made = environment()
+    sandbox = await made.start()
+    async with Session(sandbox, made.spec, echo) as session:
+        code = "for n in range(400): r = llm_query(str(n)); print(r == f'echo {n}', end=' ')"
+        cell = asyncio.ensure_future(session.execute(code))
+        for _ in range(3):
+            await asyncio.sleep(0.3)  # somewhere in the middle
+            prime.drop_streams()
+        assert (await cell).stdout == "True " * 400
+    await sandbox.stop()
+
+
+async def test_tokens_that_expire_are_renewed(prime: FakePrime) -> None:
+    made = environment()
+    sandbox = await made.start()
+    async with Session(sandbox, made.spec, echo) as session:
+        prime.expire_tokens()
+        await session.put_context("x" * 1_000_000)
+        assert (await session.execute("print(len(context))")).stdout == "1000000\n"
+    await sandbox.stop()
+
+
+async def test_a_sandbox_that_the_service_ends_under_a_cell_is_one_clear_line(prime: FakePrime) -> None:
+    made = environment()
+    sandbox = await made.start()
+    async with Session(sandbox, made.spec, echo) as session:
+        cell = asyncio.ensure_future(session.execute("import time; time.sleep(600)"))
+        await asyncio.sleep(0.5)
+        await asyncio.to_thread(prime.terminate, sandbox._box)
+        with pytest.raises(SandboxLost) as caught:
+            await cell
+    assert "\n" not in str(caught.value)
+    await sandbox.stop()
+
+
+@pytest.mark.parametrize(
+    ("status", "message"), [(402, "no funds"), (401, "PRIME_API_KEY"), (422, r"Prime refused: .*422")]
+)
+async def test_a_refusal_is_one_clear_line(prime: FakePrime, status: int, message: str) -> None:
+    prime.refuse_next = [status]
+    with pytest.raises(EngineError, match=message) as caught:
+        await environment().start()
+    assert "\n" not in str(caught.value)
+
+
+async def test_without_a_key_it_says_which_variable_mends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PRIME_API_KEY")
+    with pytest.raises(ConfigError, match="PRIME_API_KEY"):
+        await environment().start()
+
+
+async def test_nothing_of_a_sandbox_is_exposed_and_it_has_no_network(prime: FakePrime) -> None:
+    sandbox = await environment().start()
+    asked = prime.machines[sandbox._box].request
+    assert asked["network_allowlist"] == [] and "network_denylist" not in asked
+    assert not asked.get("environment_vars") and not asked.get("secrets")
+    await sandbox.stop()
+    assert not [each for each in prime.requests if "expose" in each or "network" in each]
+    full = await environment(network="full").start()
+    assert "network_allowlist" not in prime.machines[full._box].request
+    await full.stop()
+
+
+def test_what_it_can_not_hold_is_refused() -> None:
+    with pytest.raises(PolicyNotEnforceable, match="runtime"):
+        environment(runtime="runsc")
+    with pytest.raises(ConfigError, match="no_such"):
+        environment(no_such=1)
+
+
+async def test_a_start_that_is_cancelled_while_the_request_is_on_its_way_leaves_nothing(
+    prime: FakePrime,
+) -> None:
+    def running() -> set[str]:
+        return {each.id for each in prime.machines.values() if each.status in ("PENDING", "RUNNING")}
+
+    before = running()
+    prime.create_seconds = 0.5
+    start = asyncio.ensure_future(environment().start())
+    async with asyncio.timeout(20):
+        while not any(each == "POST /api/v1/sandbox" for each in prime.requests):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    start.cancel()
+    await asyncio.wait([start])
+    prime.create_seconds = 0.0
+    assert start.cancelled()
+    assert len(prime.machines) > len(before) and running() == before
+
+
+def test_its_sandboxes_are_of_their_own_kind() -> None:
+    assert PrimeSandbox.called == "the sandbox at Prime"
