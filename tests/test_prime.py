@@ -1,9 +1,6 @@
 """environment="prime": the real SDK, unchanged, against a service of ours on loopback."""
 
 import asyncio
-import subprocess
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,38 +10,9 @@ from rlm_core.environment import make_environment
 from rlm_core.errors import ConfigError, EngineError, PolicyNotEnforceable, SandboxLost
 from rlm_core.session import Session
 from tests.conftest import echo
-from tests.fakes.prime import KEY, LABEL, FakePrime
+from tests.fakes.prime import FakePrime
 
-pytestmark = pytest.mark.needs("docker")
-
-
-@pytest.fixture(scope="module")
-def service() -> Iterator[FakePrime]:
-    with FakePrime() as fake:
-        yield fake
-    left = subprocess.run(
-        ["docker", "ps", "-q", "--filter", f"label={LABEL}"], capture_output=True, text=True
-    )
-    assert left.stdout == ""
-
-
-@pytest.fixture(autouse=True)
-def prime(
-    service: FakePrime, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[FakePrime]:
-    monkeypatch.setenv("PRIME_API_BASE_URL", service.url)
-    monkeypatch.setenv("PRIME_API_KEY", KEY)
-    monkeypatch.setenv("PRIME_TEAM_ID", "")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(Path.home() / ".cache"))
-    monkeypatch.setenv("HOME", str(tmp_path_factory.getbasetemp()))
-    service.requests.clear()
-    yield service
-
-
-@pytest.mark.rlm_environment("prime", memory="1GiB", lease=3.0)
-@pytest.mark.timeout(300)
-def test_conformance(rlm_check: Callable[[], None]) -> None:
-    rlm_check()
+pytestmark = [pytest.mark.needs("docker"), pytest.mark.usefixtures("prime")]
 
 
 def environment(**kwargs: Any) -> PrimeEnvironment:

@@ -2,9 +2,12 @@
 each check."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from rlm_core.conformance.runner import Outcome
 
 MARKER = "rlm_environment"
 
@@ -35,10 +38,10 @@ def _rlm_arenas() -> Iterator[dict[str, Any]]:
 
 
 @pytest.fixture
-def rlm_check(request: pytest.FixtureRequest, _rlm_arenas: dict[str, Any]) -> Callable[[], None]:
-    """Call it to run the check; it fails, or is skipped where the environment says that it does not apply."""
+def rlm_check(request: pytest.FixtureRequest, _rlm_arenas: dict[str, Any]) -> "Callable[[], Outcome]":
+    """Call it to run the check. A known failure is an expected one; one that passes, fails."""
     from rlm_core.conformance.arena import Arena
-    from rlm_core.conformance.runner import run_one
+    from rlm_core.conformance.runner import Outcome, run_one
     from rlm_core.portal import portal
 
     marker = request.node.get_closest_marker(MARKER)
@@ -46,17 +49,16 @@ def rlm_check(request: pytest.FixtureRequest, _rlm_arenas: dict[str, Any]) -> Ca
         raise pytest.UsageError(f"rlm_check needs @pytest.mark.{MARKER}(name, **policy)")
     key = repr((marker.args, marker.kwargs))
 
-    async def run() -> Any:
+    async def run() -> Outcome:
         if key not in _rlm_arenas:
             _rlm_arenas[key] = Arena(marker.args[0], marker.kwargs)
         return await run_one(request.param, _rlm_arenas[key])
 
-    def judge() -> None:
-        outcome = portal().run(run())
+    def judge() -> Outcome:
+        outcome: Outcome = portal().run(run())
         if outcome.status == "known failure":
             pytest.xfail(outcome.detail)
-        if outcome.status == "not applicable":
-            return
         assert outcome.ok, f"{outcome.check.name}: {outcome.check.says} {outcome.detail}"
+        return outcome
 
     return judge
