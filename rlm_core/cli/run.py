@@ -99,7 +99,7 @@ def read_contexts(sources: list[str]) -> Any:
 
 
 def read_policy(options: list[str]) -> dict[str, Any]:
-    """Fields of the policy as they are typed; `packages` may come several times, `env.NAME` sets one of many.
+    """Fields of the policy as they are typed; what comes several times is a list, `env.NAME` one of many.
 
     Raises:
         ConfigError: one that is not name=value.
@@ -112,13 +112,15 @@ def read_policy(options: list[str]) -> dict[str, Any]:
         name, dot, key = name.partition(".")
         if dot:  # a field that is a mapping
             policy[name] = {**policy.get(name, {}), key: value}
-        elif name == "packages":
-            policy[name] = [*policy.get(name, []), value]
-        elif name in policy:
-            raise ConfigError(f"--option {name} is given twice")
+        elif name in policy or name == "packages":  # several make a list, where the field is one
+            policy[name] = [*_listed(policy.get(name, [])), value]
         else:
             policy[name] = value
     return policy
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _read(source: str) -> Any:

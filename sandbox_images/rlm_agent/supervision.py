@@ -22,6 +22,8 @@ WORKER_ENV = {
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
 }
+SUPERVISOR = "import sys; sys.path[:] = {path!r}; from rlm_agent.supervisor import main; main()"
+"""It finds what we have found, wherever that was put."""
 ANSWER_SECONDS = 5.0
 
 
@@ -57,7 +59,7 @@ class Supervision:
     @classmethod
     def launch(cls, config: AgentConfig) -> "Supervision":
         """Start a supervisor, with the environment's own command where it gives one."""
-        command = config.supervisor or (sys.executable, "-I", "-m", "rlm_agent.supervisor")
+        command = config.supervisor or (sys.executable, "-I", "-c", SUPERVISOR.format(path=sys.path))
         ours, theirs = socket.socketpair()
         with theirs, contextlib.ExitStack() as stack:
             fds = [theirs.fileno()]
