@@ -1,16 +1,22 @@
 """environment="prime": the real SDK, unchanged, against a service of ours on loopback."""
 
 import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
-from rlm_environments.prime import PrimeEnvironment, PrimeSandbox
+from rlm_environments.prime import PrimeEnvironment
 
+from rlm_core.broker.call import Answer, Call, Failure
 from rlm_core.environment import make_environment
 from rlm_core.errors import ConfigError, EngineError, PolicyNotEnforceable, SandboxLost
 from rlm_core.session import Session
-from tests.conftest import echo
+from tests.conftest import Recorder, echo
 from tests.fakes.prime import FakePrime
+from tests.support.lm_server import lm_server
 
 pytestmark = [pytest.mark.needs("docker"), pytest.mark.usefixtures("prime")]
 
@@ -22,15 +28,20 @@ def environment(**kwargs: Any) -> PrimeEnvironment:
 
 
 async def test_what_is_lost_while_the_sdk_attaches_again_is_sent_again(prime: FakePrime) -> None:
+    asked: list[str] = []
+
+    async def answer(call: Call) -> Answer | Failure:
+        asked.append(call.prompt)
+        if len(asked) in (20, 150, 300):
+            prime.drop_streams()
+        return await echo(call)
+
     made = environment()
     sandbox = await made.start()
-    async with Session(sandbox, made.spec, echo) as session:
+    async with Session(sandbox, made.spec, answer) as session:
         code = "for n in range(400): r = llm_query(str(n)); print(r == f'echo {n}', end=' ')"
-        cell = asyncio.ensure_future(session.execute(code))
-        for _ in range(3):
-            await asyncio.sleep(0.3)  # somewhere in the middle
-            prime.drop_streams()
-        assert (await cell).stdout == "True " * 400
+        assert (await session.execute(code)).stdout == "True " * 400
+    assert asked == [str(n) for n in range(400)]
     await sandbox.stop()
 
 
@@ -44,12 +55,14 @@ async def test_tokens_that_expire_are_renewed(prime: FakePrime) -> None:
     await sandbox.stop()
 
 
-async def test_a_sandbox_that_the_service_ends_under_a_cell_is_one_clear_line(prime: FakePrime) -> None:
+async def test_a_sandbox_that_the_service_ends_under_a_cell_is_one_clear_line(
+    prime: FakePrime, recorder: Recorder
+) -> None:
     made = environment()
     sandbox = await made.start()
-    async with Session(sandbox, made.spec, echo) as session:
-        cell = asyncio.ensure_future(session.execute("import time; time.sleep(600)"))
-        await asyncio.sleep(0.5)
+    async with Session(sandbox, made.spec, echo, observer=recorder) as session:
+        cell = asyncio.ensure_future(session.execute("print('on')\nimport time; time.sleep(600)"))
+        await recorder.saw("on")
         await asyncio.to_thread(prime.terminate, sandbox._box)
         with pytest.raises(SandboxLost) as caught:
             await cell
@@ -111,5 +124,13 @@ async def test_a_start_that_is_cancelled_while_the_request_is_on_its_way_leaves_
     assert len(prime.machines) > len(before) and running() == before
 
 
-def test_its_sandboxes_are_of_their_own_kind() -> None:
-    assert PrimeSandbox.called == "the sandbox at Prime"
+def test_the_snippet_of_the_docs_runs(prime: FakePrime, tmp_path: Path) -> None:
+    (tmp_path / "war_and_peace.txt").write_text("Pierre. " * 1000)
+    text = (Path(__file__).resolve().parents[1] / "docs" / "environments.md").read_text()
+    snippet = text.partition("```python\n")[2].partition("```")[0]
+    with lm_server(lambda request: "```repl\nimport six; FINAL('Pierre')\n```") as server:
+        env = {**os.environ, "OPENAI_BASE_URL": server.base_url, "OPENAI_API_KEY": "not a key"}
+        command = [sys.executable, "-c", snippet]
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=100)
+    assert done.stdout == "Pierre\n", done.stderr
+    assert any("my-project" in each.request["labels"] for each in prime.machines.values())

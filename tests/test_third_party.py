@@ -45,5 +45,13 @@ def test_the_example_over_ssh_passes_every_check(tmp_path: Path) -> None:
     assert sum(each["status"] == "passed" for each in found) > 50
 
 
+def test_the_guides_commands_are_those_that_were_run() -> None:
+    guide = (EXAMPLE.parents[1] / "docs" / "guides" / "write-an-environment.md").read_text()
+    commands = guide.partition("```bash\n")[2].partition("```")[0].splitlines()
+    assert commands == ["pip install ./examples/ssh_environment", "rlm conformance ssh -o host=build.example"]
+    entry = guide.partition("```toml\n")[2].partition("```")[0]
+    assert entry in (EXAMPLE / "pyproject.toml").read_text()
+
+
 def test_it_is_about_a_hundred_lines() -> None:
     assert len((EXAMPLE / "rlm_ssh_environment.py").read_text().splitlines()) <= 150

@@ -27,7 +27,8 @@ def small_engine(folder: Path, megabytes: int) -> Iterator[str]:
     config.write_text(json.dumps(fields))
     mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "rlm-test", str(disk)]
     subprocess.run(mount, check=True)
-    command = ["dockerd", "--config-file", str(config)]
+    # In a network namespace of its own: an engine without a bridge removes the one that it finds.
+    command = ["unshare", "--net", "dockerd", "--config-file", str(config)]
     try:
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as engine:
             assert engine.stderr is not None
