@@ -5,13 +5,17 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 BENCH_VENV := .venv-bench
 
-.PHONY: demo test bench lint proto clean
+.PHONY: demo test test-cloud bench lint proto clean
 
 demo: $(STAMP)
 	$(BIN)/rlm demo
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(TESTS)
+
+# Against the real clouds whose keys are set; it costs money.
+test-cloud: $(STAMP)
+	RLM_TEST_CLOUD=1 $(BIN)/python -m pytest -rs tests/cloud/check_clouds.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

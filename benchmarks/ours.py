@@ -133,7 +133,8 @@ async def queries(sandbox: Sandbox, base_url: str) -> dict[str, float]:
         await batched()
         batch = await median_of(batched, 5)
     await client.aclose()
-    return {"query_s": one - own, "batch_200_s": batch, "lm_query_s": own, "bare_batch_200_s": bare_batch}
+    found = {"query_s": one - own, "batch_200_s": batch, "lm_query_s": own, "bare_batch_200_s": bare_batch}
+    return {**found, "batch_ratio": batch / bare_batch}
 
 
 async def start() -> dict[str, float]:

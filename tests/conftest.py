@@ -2,6 +2,7 @@
 
 import asyncio
 import ipaddress
+import os
 import sys
 from collections.abc import AsyncIterator
 from typing import Any
@@ -32,7 +33,8 @@ def _only_loopback(event: str, args: tuple[Any, ...]) -> None:
         raise AssertionError(f"a test dialled {host}")
 
 
-sys.addaudithook(_only_loopback)
+if "RLM_TEST_CLOUD" not in os.environ:  # `make test-cloud`, which is asked for
+    sys.addaudithook(_only_loopback)
 
 
 left_out: dict[str, int] = {}

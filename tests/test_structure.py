@@ -38,6 +38,18 @@ def test_the_orchestrator_knows_the_wire_contract_and_no_environment() -> None:
     assert {name.rpartition(".")[0] or name for name in ours} <= {"rlm_agent.rpc", "rlm_agent.rpc.v1"}
 
 
+def test_no_code_but_the_environments_asks_which_environment_it_is() -> None:
+    names = {path.stem for path in ENVIRONMENTS.glob("*.py")} | {"modal"}
+    for path in CORE.rglob("*.py"):
+        compared = [
+            side
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Compare) and isinstance(node.ops[0], (ast.Eq, ast.NotEq))
+            for side in (node.left, *node.comparators)
+        ]
+        assert not {side.value for side in compared if isinstance(side, ast.Constant)} & names, path
+
+
 def test_the_agent_needs_the_standard_library_and_grpc_only() -> None:
     outside = {name.partition(".")[0] for name in imported(AGENT)} - set(sys.stdlib_module_names)
     assert outside == {"grpc", "google", "rlm_agent"} or outside == {"grpc", "rlm_agent"}
