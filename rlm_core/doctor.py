@@ -92,7 +92,11 @@ def _try_environment(name: str) -> EnvironmentReport:
     notes: list[str] = []
     try:
         notes = portal().run(environment.notes())
-        build = portal().run(_smoke(environment))
+        if capabilities.costs_money:
+            running = portal().run(environment.running())
+            notes = [*notes, f"{len(running)} sandboxes run there; none was started, because it costs money"]
+        else:
+            build = portal().run(_smoke(environment))
     except RLMError as error:
         problem = str(error)
     return EnvironmentReport(

@@ -91,6 +91,8 @@ class Capabilities:
     summary: str
     lists: bool = False
     """Whether sandboxes outlive their host for a lease, so that `running` and `remove` know of them."""
+    costs_money: bool = False
+    """Whether a sandbox does, so that none is started without being asked for."""
     attaches: bool = False
     """Whether another host can take a sandbox over by its id and token."""
 

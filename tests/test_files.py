@@ -1,5 +1,6 @@
 """Files of the host in a session's working folder."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,19 @@ async def test_a_path_that_leaves_the_folder_is_refused(sandbox: Sandbox, path: 
         with pytest.raises(ConfigError, match="within the working folder"):
             await session.put_file(path, tmp_path / "f")
         assert (await session.execute("print(1)")).stdout == "1\n"
+
+
+async def test_a_refusal_is_never_taken_for_a_lost_sandbox(sandbox: Sandbox, tmp_path: Path) -> None:
+    """One in a hundred was: gRPC loses the status of a call that ends before all of it was sent."""
+    (tmp_path / "f").write_bytes(bytes(3_000_000))
+    async with Session(sandbox, SPEC, echo) as session:
+
+        async def put_many() -> None:
+            for _ in range(100):
+                with pytest.raises(ConfigError, match="within the working folder"):
+                    await session.put_file("../x", tmp_path / "f")
+
+        await asyncio.gather(*(put_many() for _ in range(4)))
 
 
 async def test_a_file_that_is_there_is_not_written_over(sandbox: Sandbox, tmp_path: Path) -> None:

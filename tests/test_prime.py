@@ -1,6 +1,7 @@
 """environment="prime": the real SDK, unchanged, against a service of ours on loopback."""
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -122,6 +123,15 @@ async def test_a_start_that_is_cancelled_while_the_request_is_on_its_way_leaves_
     prime.create_seconds = 0.0
     assert start.cancelled()
     assert len(prime.machines) > len(before) and running() == before
+
+
+def test_the_doctor_starts_nothing_that_costs_money(prime: FakePrime) -> None:
+    rlm = str(Path(sys.executable).parent / "rlm")
+    before = len(prime.machines)
+    done = subprocess.run([rlm, "doctor", "--json"], capture_output=True, text=True, timeout=100)
+    report = {each["name"]: each for each in json.loads(done.stdout)["environments"]}
+    assert report["prime"]["works"] and "costs money" in report["prime"]["notes"][0]
+    assert len(prime.machines) == before
 
 
 def test_the_snippet_of_the_docs_runs(prime: FakePrime, tmp_path: Path) -> None:

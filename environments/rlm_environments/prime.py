@@ -98,6 +98,7 @@ class PrimeEnvironment(Environment):
         enforces=frozenset(SandboxSpec.model_fields) - {"runtime"},
         summary="a virtual machine of your account at Prime Intellect",
         lists=True,
+        costs_money=True,
     )
     _spec: PrimeSpec
 
@@ -132,8 +133,7 @@ class PrimeSandbox(ByteStreamSandbox):
     called = "the sandbox at Prime"
 
     def __init__(self, client: AsyncSandboxClient, spec: PrimeSpec) -> None:
-        self._folder = private_folder()
-        super().__init__(self._folder, spec.lease or LEASE_SECONDS)
+        super().__init__(private_folder(), spec.lease or LEASE_SECONDS)
         self._client = client
         self._spec = spec
         self._box = ""
@@ -225,7 +225,7 @@ class PrimeSandbox(ByteStreamSandbox):
             with contextlib.suppress(EngineError):  # it ends by itself when its lease is over
                 await _asked(self._client.delete(box))
         if self._process is not None:
-            self._process._remote_exited = True
+            self._process._remote_exited = True  # else it would be told to end, which takes seconds
             await self._process.aclose()
         await self._client.aclose()
         untrack(self)

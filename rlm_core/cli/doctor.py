@@ -50,4 +50,5 @@ def _rows(report: Report) -> list[tuple[str, str]]:
 def _state(environment: EnvironmentReport) -> str:
     if not environment.works:
         return f"does not work: {environment.problem}"
-    return f"works (agent {environment.agent_build}); {environment.summary}"
+    agent = f"works (agent {environment.agent_build})" if environment.agent_build else "answers"
+    return f"{agent}; {environment.summary}"
