@@ -254,5 +254,5 @@ def untrack(sandbox: Sandbox) -> None:
 def _end_all() -> None:
     for sandbox, owner in list(_running.items()):
         if owner == os.getpid():  # a forked child of the host inherits this list, not what is on it
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(Exception):  # the others have to be ended too
                 sandbox.kill()

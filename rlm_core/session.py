@@ -31,9 +31,6 @@ from rlm_core.transport.errors import RECONNECTABLE, from_rpc_error
 log = logging.getLogger("rlm_core.session")
 
 
-LOST_STATUS = "Internal error from Core"
-ATTEMPTS = 5
-"""A repeated request is the same request."""
 CallHandler = Callable[[Call], Awaitable[Answer | Failure]]
 Stream: TypeAlias = "grpc.aio.StreamStreamCall[pb.ConnectRequest, pb.ConnectResponse]"
 KINDS = {pb.CALL_KIND_LLM: "llm", pb.CALL_KIND_RLM: "rlm"}
@@ -141,13 +138,13 @@ class Session:
         folder = self._sandbox.shared_folder
         header.size_bytes = size
         if folder is None:
-            await self._ask(self._stub.PutContext, lambda: _parts(header, encoded), timeout=seconds)
+            await self._ask(self._stub.PutContext, _parts(header, encoded), timeout=seconds)
             return index
         path = folder / f"{self.id}_{index}"
         try:
             await asyncio.to_thread(_write_new, path, encoded)
             header.shared_file = path.name
-            await self._ask(self._stub.PutContext, lambda: _parts(header, None), timeout=seconds)
+            await self._ask(self._stub.PutContext, _parts(header, None), timeout=seconds)
         finally:
             path.unlink(missing_ok=True)
         return index
@@ -166,7 +163,7 @@ class Session:
         with file:
             seconds = limits.START_SECONDS + size / limits.CONTEXT_BYTES_PER_SECOND
             header = pb.FileHeader(session_id=self.id, path=name, size_bytes=size)
-            await self._ask(self._stub.PutFile, lambda: _file_parts(header, file), timeout=seconds)
+            await self._ask(self._stub.PutFile, _file_parts(header, file), timeout=seconds)
 
     async def execute(self, code: str, *, timeout: float | None = None) -> CellResult:
         """Run a cell to its end. Cancelling this interrupts the cell.
@@ -440,16 +437,8 @@ class Session:
             self._cell.result.set_exception(self._lost)
 
     async def _ask(self, method: Any, request: Any, timeout: float = limits.START_SECONDS) -> Any:
-        """One request; `request` makes it where it is a stream of messages."""
         try:
-            for attempt in range(ATTEMPTS):
-                message = request() if callable(request) else request
-                try:
-                    return await method(message, metadata=self._metadata, timeout=timeout)
-                except grpc.aio.AioRpcError as error:
-                    # gRPC's own name for a refusal that came before all was sent: asked again, it says which.
-                    if error.details() != LOST_STATUS or attempt == ATTEMPTS - 1:
-                        raise
+            return await method(request, metadata=self._metadata, timeout=timeout)
         except grpc.aio.AioRpcError as error:
             if error.code() in RECONNECTABLE:
                 raise await self._why(error) from None
@@ -476,7 +465,6 @@ def _sendable(code: str) -> str:
 
 async def _file_parts(header: pb.FileHeader, file: io.BufferedReader) -> AsyncIterator[pb.PutFileRequest]:
     yield pb.PutFileRequest(header=header)
-    file.seek(0)
     while chunk := await asyncio.to_thread(file.read, limits.CHUNK):
         yield pb.PutFileRequest(chunk=chunk)
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from rlm_core.errors import EngineError
 from rlm_core.text import one_line
 
 PIP_SECONDS = 900
+_packing = threading.Lock()
 LOOK = "import json, os, sys; print(json.dumps([sys.version_info[:2], sys.executable, os.uname().machine]))"
 """Run with a sandbox's Python: what `Python` has to know of it."""
 AGENT_PROGRAM = """\
@@ -105,8 +107,11 @@ def tarball(python: Python, packages: Sequence[str]) -> bytes:
     for path in (*sources(), Path(__file__)):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     kept = _cache() / f"bundle-{digest.hexdigest()[:32]}.tar.gz"
-    if kept.exists():
-        return kept.read_bytes()
+    with _packing:  # several starts at once need it made once
+        return kept.read_bytes() if kept.exists() else _pack(kept, python, packages)
+
+
+def _pack(kept: Path, python: Python, packages: Sequence[str]) -> bytes:
     with tempfile.TemporaryDirectory(prefix="rlm-bundle-") as folder:
         root = Path(folder) / "root"
         lay_out(root, python, packages)
@@ -114,9 +119,10 @@ def tarball(python: Python, packages: Sequence[str]) -> bytes:
         with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as tar:
             for name in ("opt/rlm", "opt/venv"):
                 tar.add(str(root / name), name, filter=as_root)
-    part = kept.with_suffix(f".{os.getpid()}")
-    part.write_bytes(buffer.getvalue())
-    part.rename(kept)  # whole or not at all, whoever else makes the same
+    number, part = tempfile.mkstemp(dir=kept.parent, prefix="bundle-")
+    with os.fdopen(number, "wb") as file:
+        file.write(buffer.getvalue())
+    Path(part).rename(kept)  # whole or not at all, whoever else makes the same
     return buffer.getvalue()
 
 

@@ -9,14 +9,21 @@ Needs PRIME_API_KEY, or `prime login`.
 
 import asyncio
 import contextlib
+import logging
 import math
 import secrets
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import Any, ClassVar
 
-from prime_sandboxes import APIError, AsyncSandboxClient, CreateSandboxRequest
+from prime_sandboxes import (
+    APIError,
+    AsyncSandboxClient,
+    CreateSandboxRequest,
+    PaymentRequiredError,
+    UnauthorizedError,
+)
 from prime_sandboxes import Sandbox as PrimeBox
-from prime_sandboxes.exceptions import CommandTimeoutError, SandboxNotRunningError, UploadTimeoutError
+from prime_sandboxes.exceptions import SandboxNotRunningError
 from prime_sandboxes.process import AsyncSandboxProcess
 from pydantic import Field
 
@@ -36,6 +43,8 @@ from rlm_core.transport.unix import private_folder
 from rlm_environments import bundle, posture
 from rlm_environments.byte_stream import ByteStreamSandbox
 from rlm_environments.stdin import StdinTransport
+
+log = logging.getLogger("rlm_environments.prime")
 
 IMAGE = "python:3.12-slim"
 MEMORY = 4 << 30
@@ -107,7 +116,7 @@ class PrimeEnvironment(Environment):
         try:
             async with asyncio.timeout(CREATE_SECONDS):
                 await sandbox.create(_request(self._spec, sandbox.id))
-            async with asyncio.timeout(limits.START_SECONDS + COMMAND_SECONDS):
+            async with asyncio.timeout(limits.START_SECONDS + COMMAND_SECONDS + bundle.PIP_SECONDS):
                 posture.check(await sandbox.begin(), _expected(self._spec))
                 await sandbox.channel.channel_ready()
                 sandbox.open_gate(self._spec.allowlist)
@@ -141,7 +150,7 @@ class PrimeSandbox(ByteStreamSandbox):
         self._process: AsyncSandboxProcess | None = None
         self._stdin: StdinTransport | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._stopped = False
+        self._stopping: asyncio.Task[None] | None = None
 
     async def create(self, request: CreateSandboxRequest) -> None:
         """Have it made, and wait until it runs. Once asked for, its id is waited for: it costs money."""
@@ -198,37 +207,50 @@ class PrimeSandbox(ByteStreamSandbox):
         try:
             async for data in self._process.stdout:
                 self._on_stdout(data)
-        except (APIError, SandboxNotRunningError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever the SDK raises, there is no way to it any more
             why = one_line(printable(str(error)), 300)
         self._end(why)
 
     async def _read_errors(self) -> None:
         assert self._process is not None
-        with contextlib.suppress(APIError, SandboxNotRunningError):
+        with contextlib.suppress(Exception):  # told by _read
             async for data in self._process.stderr:
                 self._on_stderr(data)
 
     async def stop(self) -> None:
-        stopped, self._stopped = self._stopped, True
-        if stopped:
-            return
-        await self._close_link()
-        if self._creating is not None and not self._box:
-            with contextlib.suppress(RLMError):
-                self._box = (await _of(self._creating)).id
-        for task in self._tasks:
-            task.cancel()
-        if self._stdin is not None:
-            self._stdin.abort()
-        box, self._box = self._box, ""
-        if box:
-            with contextlib.suppress(EngineError):  # it ends by itself when its lease is over
-                await _asked(self._client.delete(box))
+        if self._stopping is None:
+            self._stopping = asyncio.ensure_future(self._stop())
+        await finish_first(_of(self._stopping))
+
+    async def _stop(self) -> None:
+        try:
+            await self._close_link()
+            for task in self._tasks:
+                task.cancel()
+            if self._stdin is not None:
+                self._stdin.abort()
+        finally:
+            await self._delete()
         if self._process is not None:
             self._process._remote_exited = True  # else it would be told to end, which takes seconds
             await self._process.aclose()
         await self._client.aclose()
-        untrack(self)
+
+    async def _delete(self) -> None:
+        """By its label where its id never came: it may have been made all the same."""
+        if self._creating is None:
+            return
+        try:
+            boxes = [self._box] if self._box else []
+            with contextlib.suppress(RLMError):
+                boxes = boxes or [(await _of(self._creating)).id]
+            boxes = boxes or [box.id for box in await _all(self._client, [LABEL_OF_ONE + self.id])]
+            for box in boxes:
+                await _asked(self._client.delete(box))
+            untrack(self)
+        except RLMError as error:
+            if self._box:  # else it was most likely never made
+                log.warning("sandbox %s at Prime is not deleted, and ends with its lease: %s", self.id, error)
 
     def kill(self) -> None:
         """When the interpreter exits: with the synchronous client, which needs no event loop."""
@@ -242,6 +264,10 @@ class PrimeSandbox(ByteStreamSandbox):
 
 def _request(spec: PrimeSpec, sandbox_id: str) -> CreateSandboxRequest:
     """Raises ConfigError for what Prime does not take."""
+    if ours := [label for label in spec.labels if label.startswith(LABEL)]:
+        raise ConfigError(f"labels: those that begin with {LABEL!r} are ours: {', '.join(ours)}")
+    if spec.image in ("data", "debian"):
+        raise ConfigError(f"image={spec.image!r} is of container engines: name a public image, and packages")
     if spec.lifetime is not None and spec.lifetime > LIFETIME_MINUTES * 60:
         raise ConfigError(f"lifetime={spec.lifetime:g}: at most {LIFETIME_MINUTES * 60} s at Prime")
     # The agent keeps the exact lifetime; Prime's own is for an agent that does not.
@@ -331,17 +357,19 @@ async def _asked(request: Coroutine[Any, Any, Any]) -> Any:
         return await request
     except SandboxNotRunningError as error:
         raise SandboxLost(one_line(printable(str(error)), 300)) from None
-    except (APIError, CommandTimeoutError, UploadTimeoutError) as error:
-        raise EngineError(_explain(str(error))) from None
+    except Exception as error:  # noqa: BLE001 - the SDK lets those of its libraries through
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():  # which one of them makes an error of its own
+            raise asyncio.CancelledError from None
+        raise EngineError(_explain(error)) from None
 
 
-def _explain(text: str) -> str:
-    line = one_line(printable(text), 300)
-    for sign, remedy in (
-        ("401", "the key is refused: set PRIME_API_KEY, or run: prime login"),
-        ("Payment required", "the account has no funds"),
-        ("429", "too many requests, after several attempts: wait, or start fewer at once"),
-    ):
-        if sign in line:
-            return f"Prime: {remedy} ({line})"
+def _explain(error: Exception) -> str:
+    line = one_line(printable(str(error) or type(error).__name__), 300)
+    if isinstance(error, UnauthorizedError):
+        return f"Prime: the key is refused: set PRIME_API_KEY, or run: prime login ({line})"
+    if isinstance(error, PaymentRequiredError):
+        return f"Prime: the account has no funds ({line})"
+    if "HTTP 429" in line:
+        return f"Prime: too many requests, after several attempts: wait, or start fewer at once ({line})"
     return f"Prime refused: {line}"

@@ -61,6 +61,7 @@ async def run_one(check: Check, arena: Arena) -> Outcome:
     except NotApplicable as error:
         status, detail = "not applicable", str(error)
     except Exception as error:  # noqa: BLE001 - whatever an environment raises is its failure
+        await arena.aclose()  # it may have left its sandbox in any state
         status = "failed" if known is None else "known failure"
         detail = known or one_line(printable(f"{type(error).__name__}: {error}"), 500)
     return Outcome(check, status, detail, time.monotonic() - began)

@@ -53,6 +53,10 @@ def _guarded(handler: Any, allowed: bool) -> Handler:
         try:
             return await method(request, context)
         except tuple(STATUS) as error:
+            if handler.stream_unary:
+                # A client that is still writing would lose the status: its gRPC sees the broken write first.
+                async for _ in request:
+                    pass
             await _abort(context, error)
 
     if handler.stream_stream:

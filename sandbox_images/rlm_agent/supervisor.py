@@ -237,8 +237,11 @@ class Supervisor:
         with contextlib.suppress(OSError):
             while pid := os.waitpid(-1, os.WNOHANG)[0]:
                 ended.add(pid)
+        strays = ended - self._roots()
         for name in [name for name, known in self._sessions.items() if known.root in ended]:
             self._end(name)
+        if strays:  # of a session that has lost its root: where one has ended there may be more
+            self._end_strays()
 
 
 def _wait_a_little(pid: int) -> None:

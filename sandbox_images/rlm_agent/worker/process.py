@@ -63,6 +63,8 @@ def descendants(pid: int, spare: frozenset[int] = frozenset()) -> list[int]:
 
 
 END_SECONDS = 1.0
+SURE = 3
+"""Looks in a row that find nobody: the kernel may leave out children while others come and go."""
 
 
 def is_zombie(pid: int) -> bool:
@@ -75,11 +77,16 @@ def is_zombie(pid: int) -> bool:
 def end_below(pid: int, spare: frozenset[int] = frozenset()) -> int:
     """SIGKILL everything below pid, except the trees of the spared; how many were still there at the end."""
     found: list[int] = []
+    looks = 0
     deadline = time.monotonic() + END_SECONDS
     while time.monotonic() < deadline:
         found = [each for each in descendants(pid, spare) if not is_zombie(each)]
         if not found:
-            break
+            looks += 1
+            if looks == SURE:
+                break
+            continue
+        looks = 0
         for number in (signal.SIGSTOP, signal.SIGKILL):  # stopped first, a fork bomb can't outrun this
             for each in found:
                 with contextlib.suppress(OSError):
