@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -256,3 +257,21 @@ for _ in range(100):
         result = await session.execute(code)
         assert result.status == "ok", result.stderr
         assert peak_megabytes(sandbox.pid) < 400  # type: ignore[attr-defined]
+
+
+async def test_a_session_that_loses_its_root_does_not_stop_the_tidying_of_another(sandbox: Sandbox) -> None:
+    """A folder that takes long to remove is removed by a child of the supervisor, which is no stray."""
+    async with Session(sandbox, SPEC, echo) as broken:
+        async with Session(sandbox, SPEC, echo) as untidy:
+            made = (
+                "import os\nfor n in range(40_000): os.close(os.open(str(n), os.O_CREAT))\nprint(os.getcwd())"
+            )
+            folder = Path((await untidy.execute(made)).stdout.strip())
+        assert folder.exists()  # closed, and not yet tidied
+        with pytest.raises(SandboxLost):
+            orphan = "import os, time\nif os.fork() == 0: os.setsid(); time.sleep(600)\n"
+            await broken.execute(f"{orphan}os.kill(os.getsid(0), 9)\ntime.sleep(600)", timeout=5)
+            await broken.execute("1", timeout=5)
+    async with asyncio.timeout(20):
+        while folder.exists():  # noqa: ASYNC110 - another process removes it
+            await asyncio.sleep(0.02)

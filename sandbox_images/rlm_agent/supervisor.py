@@ -46,6 +46,7 @@ class Supervisor:
         self._link = link
         self._users = users
         self._sessions: dict[str, Known] = {}
+        self._helpers: set[int] = set()
 
     def run(self) -> NoReturn:
         reader, writer = os.pipe()
@@ -141,7 +142,7 @@ class Supervisor:
         """Have a process like a session's look around."""
         reader, writer = os.pipe()
         user = self._users.new() if self._users else None
-        self._fork(user, lambda: posture.report(writer))
+        self._helpers.add(self._fork(user, lambda: posture.report(writer)))
         os.close(writer)
         return posture.receive(reader, PROBE_SECONDS)
 
@@ -180,7 +181,7 @@ class Supervisor:
             )
             if alone and known.user is not None:
                 self._kill_user(known.user, signal.SIGKILL)
-            left = process.end_below(known.root, self._roots())
+            left = process.end_below(known.root, self._own_children())
             with contextlib.suppress(OSError):
                 os.kill(known.root, signal.SIGKILL)
             self._remove_files(known, alone=alone)
@@ -197,7 +198,9 @@ class Supervisor:
             leave(0)
 
         with contextlib.suppress(OSError):  # no process can be made at the moment: it goes with the sandbox
-            _wait_a_little(self._fork(known.user, remove))
+            helper = self._fork(known.user, remove)
+            if not _ends_soon(helper):
+                self._helpers.add(helper)
 
     def _kill_user(self, user: int, number: int) -> None:
         """Signal every process of a session's user, wherever it has gone."""
@@ -209,10 +212,11 @@ class Supervisor:
         """Kill what has lost its root, because a cell killed it: it belongs to no session any more."""
         if self._users is not None:
             return 0  # told apart by their user; the agent itself is a child of ours
-        return process.end_below(os.getpid(), self._roots())
+        return process.end_below(os.getpid(), self._own_children())
 
-    def _roots(self) -> frozenset[int]:
-        return frozenset(known.root for known in self._sessions.values())
+    def _own_children(self) -> frozenset[int]:
+        """Made by us and still wanted: the sessions' roots, and who removes files or looks around."""
+        return frozenset(known.root for known in self._sessions.values()) | self._helpers
 
     def _known(self, session: str) -> Known:
         known = self._sessions.get(session)
@@ -237,19 +241,23 @@ class Supervisor:
         with contextlib.suppress(OSError):
             while pid := os.waitpid(-1, os.WNOHANG)[0]:
                 ended.add(pid)
-        strays = ended - self._roots()
+        strays = ended - self._own_children()
+        self._helpers -= ended
         for name in [name for name, known in self._sessions.items() if known.root in ended]:
             self._end(name)
         if strays:  # of a session that has lost its root: where one has ended there may be more
             self._end_strays()
 
 
-def _wait_a_little(pid: int) -> None:
-    """For what is quick as a rule; a longer one is reaped later."""
+def _ends_soon(pid: int) -> bool:
+    """Wait for what is quick as a rule; a longer one is reaped later."""
     deadline = time.monotonic() + WAIT_SECONDS
     with contextlib.suppress(ChildProcessError):
-        while os.waitpid(pid, os.WNOHANG)[0] == 0 and time.monotonic() < deadline:
+        while os.waitpid(pid, os.WNOHANG)[0] == 0:
+            if time.monotonic() > deadline:
+                return False
             time.sleep(0.001)
+    return True
 
 
 def _limit(memory: int, processes: int) -> None:
