@@ -1,5 +1,6 @@
 """What the tests ask the kernel about processes."""
 
+import asyncio
 import contextlib
 from pathlib import Path
 
@@ -33,3 +34,10 @@ def peak_megabytes(pid: int) -> int:
     """The most memory that a process has had."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) >> 10
+
+
+async def removed(folder: str) -> None:
+    """Wait until another process has removed it."""
+    async with asyncio.timeout(20):
+        while await asyncio.to_thread(Path(folder).exists):
+            await asyncio.sleep(0.02)
