@@ -95,6 +95,8 @@ class Capabilities:
     """Whether a sandbox does, so that none is started without being asked for."""
     attaches: bool = False
     """Whether another host can take a sandbox over by its id and token."""
+    snapshots: bool = False
+    """Whether the files of a sandbox can be kept as an image for others."""
 
 
 class Sandbox(ABC):
@@ -118,6 +120,13 @@ class Sandbox(ABC):
     @abstractmethod
     async def epitaph(self, wait: float = 0.0) -> str:
         """One line on why the agent has ended; empty while it runs, after `wait` seconds at most."""
+
+    async def snapshot(self) -> str:
+        """Keep its files as an image, and give what `image` of another sandbox takes.
+
+        Variables are not files, and are not kept.
+        """
+        raise ConfigError("the files of this sandbox can't be kept as an image")
 
 
 class SandboxSource(Protocol):

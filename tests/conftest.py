@@ -15,10 +15,10 @@ from rlm_core.environment import Sandbox, SandboxSpec, make_environment
 from rlm_core.observer import Observer
 from rlm_core.session import Session
 from rlm_core.types import TokenUsage
-from tests.fakes.fixtures import prime, prime_service
+from tests.fakes.fixtures import modal, modal_service, prime, prime_service
 from tests.support.machine import IN_CI, missing
 
-__all__ = ["prime", "prime_service"]
+__all__ = ["modal", "modal_service", "prime", "prime_service"]
 
 SPEC = SandboxSpec(interrupt_grace=0.2, cell_timeout=30)
 KEYS = ("OPENAI_API_KEY", "OPENAI_BASE_URL", "ANTHROPIC_API_KEY")

@@ -5,6 +5,7 @@ import contextlib
 import logging
 import socket
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from rlm_environments.containers.engine import Engine
 from rlm_environments.local import LocalEnvironment
 
 from rlm_core.egress.allowlist import Allowlist
-from rlm_core.egress.gate import Gate
+from rlm_core.egress.gate import Dial, Gate
 from rlm_core.egress.proxy import Streams
 from rlm_core.environment import Sandbox, make_environment, parse_spec
 from rlm_core.errors import PolicyNotEnforceable
 from rlm_core.session import Session
+from rlm_core.transport.unix import unix_channel
 from tests.conftest import echo
 from tests.support.relay import Relay
 from tests.support.tls import ANSWER, answer, connect_to, ended, hello, https_server, serving
@@ -44,15 +46,15 @@ async def gate_to(server: int) -> AsyncIterator[tuple[Sandbox, Gate, int]]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         WithProxy.port = free.getsockname()[1]
     sandbox = await WithProxy(parse_spec({})).start()
-    gate = Gate(address(sandbox), sandbox.token, Allowlist.parse([f"127.0.0.1:{server}"]))
+    gate = Gate(dial_of(sandbox), sandbox.token, Allowlist.parse([f"127.0.0.1:{server}"]))
     yield sandbox, gate, WithProxy.port
     await gate.aclose()
     await sandbox.stop()
 
 
-def address(sandbox: Sandbox) -> Path:
+def dial_of(sandbox: Sandbox) -> Dial:
     assert sandbox.shared_folder is not None
-    return sandbox.shared_folder.parent / "agent.sock"
+    return partial(unix_channel, sandbox.shared_folder.parent / "agent.sock")
 
 
 async def tunnel(proxy: int, server: int) -> Streams:
@@ -97,7 +99,7 @@ async def test_what_code_sent_before_it_closed_arrives_whole() -> None:
 async def test_the_way_out_is_there_again_after_a_broken_connection_to_the_agent() -> None:
     async with serving(answer) as server, gate_to(server) as (sandbox, first, proxy), Relay(sandbox) as relay:
         await first.aclose()
-        gate = Gate(address(sandbox), sandbox.token, Allowlist.parse([f"127.0.0.1:{server}"]))
+        gate = Gate(dial_of(sandbox), sandbox.token, Allowlist.parse([f"127.0.0.1:{server}"]))
         for _ in range(3):
             reader, writer = await tunnel(proxy, server)
             writer.write(b"\r\n\r\n")

@@ -3,11 +3,13 @@
 import copy
 import dataclasses
 import json
+import socket
 import subprocess
 import sys
 from typing import Any
 
 import pytest
+from rlm_agent.posture import reached
 from rlm_environments import posture
 from rlm_environments.posture import Expected
 
@@ -111,3 +113,19 @@ def test_memory_that_sockets_hold_uncounted_is_a_problem_where_they_can_be_made(
     posture.check({"posture": found}, ASKED)
     with pytest.raises(PolicyNotEnforceable, match="not counted as its memory"):
         posture.check({"posture": found}, dataclasses.replace(ASKED, sockets=sockets))
+
+
+def test_a_machine_of_a_provider_may_have_an_interface_and_reach_nobody() -> None:
+    asked = Expected(None, own_network=True, own_kernel=True)
+    found = {**GOOD, "interfaces": ["eth0", "lo"]}
+    posture.check({"posture": {**found, "reached": []}}, asked)
+    for whom in (["1.1.1.1"], None, "nobody"):
+        with pytest.raises(PolicyNotEnforceable, match="there is a network"):
+            posture.check({"posture": {**found, "reached": whom}}, asked)
+
+
+def test_whom_a_process_can_reach_is_found_out_by_trying() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as silent:
+        silent.bind(("127.0.0.2", 0))  # a port that nobody listens on
+        addresses = (server.getsockname(), silent.getsockname(), ("::1", server.getsockname()[1]))
+        assert reached(addresses) == ["127.0.0.1"]

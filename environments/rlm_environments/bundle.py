@@ -102,16 +102,23 @@ def lay_out(root: Path, python: Python, packages: Sequence[str]) -> None:
 
 
 def tarball(python: Python, packages: Sequence[str]) -> bytes:
-    """The same as a tar file, kept in the user's cache by a hash of all that is in it."""
+    """The same as a tar file."""
+    return packed(python, packages).read_bytes()
+
+
+def packed(python: Python, packages: Sequence[str]) -> Path:
+    """The same as a tar file in the user's cache, kept by a hash of all that is in it."""
     digest = hashlib.sha256(repr((python, tuple(packages))).encode())
     for path in (*sources(), Path(__file__)):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     kept = _cache() / f"bundle-{digest.hexdigest()[:32]}.tar.gz"
     with _packing:  # several starts at once need it made once
-        return kept.read_bytes() if kept.exists() else _pack(kept, python, packages)
+        if not kept.exists():
+            _pack(kept, python, packages)
+    return kept
 
 
-def _pack(kept: Path, python: Python, packages: Sequence[str]) -> bytes:
+def _pack(kept: Path, python: Python, packages: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory(prefix="rlm-bundle-") as folder:
         root = Path(folder) / "root"
         lay_out(root, python, packages)
@@ -123,7 +130,6 @@ def _pack(kept: Path, python: Python, packages: Sequence[str]) -> bytes:
     with os.fdopen(number, "wb") as file:
         file.write(buffer.getvalue())
     Path(part).rename(kept)  # whole or not at all, whoever else makes the same
-    return buffer.getvalue()
 
 
 def as_root(member: tarfile.TarInfo) -> tarfile.TarInfo:

@@ -31,7 +31,7 @@ from rlm_core.errors import EngineError, PolicyNotEnforceable, RLMError, Sandbox
 from rlm_core.janitor import Janitor
 from rlm_core.tasks import finish_first
 from rlm_environments import posture
-from rlm_environments.byte_stream import ByteStreamSandbox
+from rlm_environments.byte_stream import ByteStreamSandbox, nothing_left_of
 from rlm_environments.containers import image, profile
 from rlm_environments.containers.engine import LABEL, Engine
 from rlm_environments.containers.stream import STDOUT, AttachedStream, plain_socket
@@ -64,19 +64,12 @@ class DockerEnvironment(Environment):
         tag = await asyncio.to_thread(self._ensure_image, engine)
         asked = await asyncio.to_thread(profile.Profile.of, self.spec, engine)
         sandbox = DockerSandbox(engine, asked, self.spec)
-        try:
-            async with asyncio.timeout(limits.START_SECONDS):
-                await sandbox.create(tag)
-                posture.check(await sandbox.begin(), asked.expected())
-                await sandbox.channel.channel_ready()  # connected, so that a warm one is warm
-                sandbox.open_gate(asked.allowlist)
-            return sandbox
-        except BaseException as error:
-            await finish_first(sandbox.stop())
-            if isinstance(error, (TimeoutError, SandboxLost)):
-                why = str(error) or f"not within {limits.START_SECONDS:g} s"
-                raise SandboxLost(f"the container did not start: {sandbox.last_words() or why}") from None
-            raise
+        async with nothing_left_of(sandbox), asyncio.timeout(limits.START_SECONDS):
+            await sandbox.create(tag)
+            posture.check(await sandbox.begin(), asked.expected())
+            await sandbox.channel.channel_ready()  # connected, so that a warm one is warm
+            sandbox.open_gate(asked.allowlist)
+        return sandbox
 
     async def notes(self) -> list[str]:
         return await asyncio.to_thread(lambda: Engine.connect().notes())
@@ -159,7 +152,7 @@ class DockerSandbox(ByteStreamSandbox):
         return {
             LABEL: "sandbox",
             "rlm.session": self.id,
-            "rlm.lease": f"{self._lease:g}",
+            "rlm.lease": f"{self.lease:g}",
             "rlm.host": self._host,
             "rlm.network": _network(self._spec),
         }
@@ -167,7 +160,7 @@ class DockerSandbox(ByteStreamSandbox):
     def _create(self, tag: str, context: Path | None) -> str:
         create: Any = self._engine.api.create_container_from_config
         body = profile.container(
-            self._asked, self._engine, image=tag, labels=self._labels(), lease=self._lease, context=context
+            self._asked, self._engine, image=tag, labels=self._labels(), lease=self.lease, context=context
         )
         try:
             made = create(body, name=f"rlm-{self.id}")
@@ -181,7 +174,7 @@ class DockerSandbox(ByteStreamSandbox):
 
     def _make_context_folder(self) -> Path:
         """The only mount: read-only for the container, and below a folder that only we can enter."""
-        folder = self._link.folder / "context"
+        folder = self.link.folder / "context"
         folder.mkdir(mode=0o755)
         folder.chmod(0o711)  # whatever the umask
         (folder / NOTE).write_text(self.id)
@@ -204,9 +197,9 @@ class DockerSandbox(ByteStreamSandbox):
             # A control group would end all of gVisor's sandbox, and not the one process that takes too much.
             "process_memory": self._asked.memory if self._asked.is_gvisor else 0,
         }
-        greeting = await self._begin(self._stream.transport, config)
+        greeting = await self.configure(self._stream.transport, config)
         if greeting.get("shared") == self.id:
-            self.shared_folder = self._link.folder / "context"
+            self.shared_folder = self.link.folder / "context"
         return greeting
 
     async def take_over(self) -> None:
@@ -215,10 +208,10 @@ class DockerSandbox(ByteStreamSandbox):
             raise SandboxLost(f"no sandbox {self.id} runs in the engine at {self._engine.address}")
         self.container = found[self.id].handle
         await asyncio.to_thread(self._check_network)
-        self._link.lease = found[self.id].lease
+        self.link.lease = found[self.id].lease
         await self._attach()
         assert self._stream is not None
-        await self._link.resume(self._stream.transport)
+        await self.link.resume(self._stream.transport)
 
     def _check_network(self) -> None:
         """Raises PolicyNotEnforceable: whoever takes it over can't change which hosts it may reach."""
@@ -239,14 +232,14 @@ class DockerSandbox(ByteStreamSandbox):
         self._stopping = True
         if self._reattaching is not None:
             self._reattaching.cancel()
-        await self._close_link()
+        await self.close_link()
         if self._stream is not None:
             self._stream.transport.abort()
             await self._stream.closed.wait()
 
     def kill(self) -> None:
         self._stopping = True
-        self._link.remove_folder()
+        self.link.remove_folder()
         with contextlib.suppress(RLMError):
             _remove(self._engine, self.container or f"rlm-{self.id}")
 
@@ -259,7 +252,7 @@ class DockerSandbox(ByteStreamSandbox):
         def attach() -> None:
             made.append(plain_socket(self._engine.api.attach_socket(self.container, params=params)))
 
-        stream = AttachedStream(self._on_output, self._link.set_stream_full, self._on_lost)
+        stream = AttachedStream(self._on_output, self.link.set_stream_full, self._on_lost)
         try:
             await self._in_thread(attach)
             await asyncio.get_running_loop().connect_accepted_socket(lambda: stream, made[0])
@@ -270,16 +263,16 @@ class DockerSandbox(ByteStreamSandbox):
         self._stream = stream
 
     def _on_output(self, kind: int, data: bytes) -> None:
-        (self._on_stdout if kind == STDOUT else self._on_stderr)(data)
+        (self.on_stdout if kind == STDOUT else self.on_stderr)(data)
 
-    def _on_silence(self) -> None:
+    def on_silence(self) -> None:
         """Nothing has come for a lease, although the agent shows life: try another connection."""
-        if self._stream is not None and not self._ended.is_set():
+        if self._stream is not None and not self.ended.is_set():
             self._stream.transport.abort()
 
     def _on_lost(self) -> None:
         """The attach connection has ended, and with it the container or only the connection."""
-        self._link.disconnected(f"the container has ended{self._because()}")
+        self.link.disconnected(f"the container has ended{self._because()}")
         if not self._stopping and self._reattaching is None:
             self._reattaching = asyncio.ensure_future(self._reattach())
 
@@ -293,19 +286,19 @@ class DockerSandbox(ByteStreamSandbox):
                         if not await asyncio.to_thread(self._is_running):
                             break  # the stream of a container that ended before is silent for ever
                         assert self._stream is not None
-                        await self._link.resume(self._stream.transport)
+                        await self.link.resume(self._stream.transport)
                         if not self._stream.closed.is_set():  # else it broke again meanwhile
                             self._reattaching = None
                             return
                     await asyncio.sleep(delay)
                     delay = min(2 * delay, 2.0)
-            self._end(await asyncio.to_thread(_cause, self._engine, self.container))
+            self.has_ended(await asyncio.to_thread(_cause, self._engine, self.container))
         except (TimeoutError, EngineError) as error:
-            self._end(str(error) or "the engine does not answer")
+            self.has_ended(str(error) or "the engine does not answer")
 
-    def _end(self, why: str) -> None:
+    def has_ended(self, why: str) -> None:
         self._stopping = True
-        super()._end(why)
+        super().has_ended(why)
         if self._stream is not None:
             self._stream.transport.abort()
 

@@ -47,6 +47,8 @@ class Expected:
     network: bool = False
     sockets: str = "unix"
     """As in containers/seccomp.py."""
+    own_network: bool = False
+    """The sandbox is a machine with an interface, whatever may be reached through it."""
     own_kernel: bool = False
     """The sandbox has a kernel of its own (gVisor), whose limits are outside."""
     memory: int | None = None
@@ -85,7 +87,9 @@ def _problems(found: Mapping[str, Any], asked: Expected) -> Iterator[str]:
         yield f"the image has set-user-id files: {found.get('set_user_id')}"
     if asked.hostname is not None and found.get("hostname") != asked.hostname:
         yield "the host's name is visible"
-    if not asked.network and set(_list(found, "interfaces")) - {"lo"}:
+    if not asked.network and asked.own_network and found.get("reached") != []:
+        yield f"there is a network, hosts that were reached: {found.get('reached')}"
+    if not asked.network and not asked.own_network and set(_list(found, "interfaces")) - {"lo"}:
         yield f"there is a network: {found.get('interfaces')}"
     if not asked.own_kernel:
         yield from _kernel_problems(found, status, asked)

@@ -40,8 +40,8 @@ from rlm_core.errors import ConfigError, EngineError, RLMError, SandboxLost
 from rlm_core.tasks import finish_first
 from rlm_core.text import one_line, printable
 from rlm_core.transport.unix import private_folder
-from rlm_environments import bundle, posture
-from rlm_environments.byte_stream import ByteStreamSandbox
+from rlm_environments import bundle, guest, posture
+from rlm_environments.byte_stream import ByteStreamSandbox, nothing_left_of
 from rlm_environments.stdin import StdinTransport
 
 log = logging.getLogger("rlm_environments.prime")
@@ -50,7 +50,6 @@ IMAGE = "python:3.12-slim"
 MEMORY = 4 << 30
 CPUS = 2.0
 DISK = 8 << 30
-PIDS = 512
 GIB = 1 << 30
 LIFETIME_MINUTES = 24 * 60
 """The longest that Prime gives."""
@@ -61,30 +60,7 @@ CREATE_SECONDS = 1_800.0
 COMMAND_SECONDS = 120
 LABEL = "rlm"
 LABEL_OF_ONE = "rlm-sandbox-"
-PROXY_PORT = 3128
 BUNDLE = "/tmp/.rlm-bundle.tar.gz"
-RUN_FOLDER = "/run/rlm"
-SETUP = f"""\
-set -e
-python3 -m tarfile -e {BUNDLE} /
-rm -f {BUNDLE}
-mkdir -p {RUN_FOLDER}
-chown 64000:64000 {RUN_FOLDER}
-chmod 0711 {RUN_FOLDER}
-chmod 1777 /tmp
-find / -xdev -perm /6000 -type f -exec chmod a-s {{}} + 2>/dev/null || true
-"""
-ENVIRONMENT = {
-    "PATH": "/opt/venv/bin:/usr/local/bin:/usr/bin:/bin",
-    "VIRTUAL_ENV": "/opt/venv",
-    "LANG": "C.UTF-8",
-    "HOME": "/tmp",
-    "GRPC_VERBOSITY": "ERROR",
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-}
 
 
 class PrimeSpec(SandboxSpec):
@@ -113,20 +89,14 @@ class PrimeEnvironment(Environment):
 
     async def start(self) -> "PrimeSandbox":
         sandbox = PrimeSandbox(_client(), self._spec)
-        try:
+        async with nothing_left_of(sandbox):
             async with asyncio.timeout(CREATE_SECONDS):
                 await sandbox.create(_request(self._spec, sandbox.id))
             async with asyncio.timeout(limits.START_SECONDS + COMMAND_SECONDS + bundle.PIP_SECONDS):
-                posture.check(await sandbox.begin(), _expected(self._spec))
+                posture.check(await sandbox.begin(), guest.expected(self._spec))
                 await sandbox.channel.channel_ready()
                 sandbox.open_gate(self._spec.allowlist)
-            return sandbox
-        except BaseException as error:
-            await finish_first(sandbox.stop())
-            if isinstance(error, (TimeoutError, SandboxLost)):
-                why = sandbox.last_words() or str(error) or "not in time"
-                raise SandboxLost(f"the sandbox at Prime did not start: {why}") from None
-            raise
+        return sandbox
 
     async def running(self) -> list[RunningSandbox]:
         async with _closing(_client()) as client:
@@ -164,26 +134,14 @@ class PrimeSandbox(ByteStreamSandbox):
         python = await self._look()
         packed = await asyncio.to_thread(bundle.tarball, python, tuple(sorted(self._spec.packages or ())))
         await _asked(self._client.upload_bytes(self._box, BUNDLE, packed, "bundle.tar.gz"))
-        await self._run(SETUP)
-        command = f"exec /opt/rlm/bin/agent {math.ceil(self._lease)}"
+        await self._run("\n".join(["set -e", *guest.setup(BUNDLE)]))
         process: AsyncSandboxProcess = await _asked(
-            self._client.open_process(self._box, command, env=ENVIRONMENT)
+            self._client.open_process(self._box, guest.command(self.lease), env=guest.ENVIRONMENT)
         )
         self._process = process
-        self._stdin = StdinTransport(process.write_stdin, self._link.set_stream_full, self._end)
+        self._stdin = StdinTransport(process.write_stdin, self.link.set_stream_full, self.has_ended)
         self._tasks = [asyncio.ensure_future(way) for way in (self._read(), self._read_errors())]
-        config = {
-            "folder": f"{RUN_FOLDER}/agent",
-            "incoming": "/tmp/.incoming",
-            "calls": f"{RUN_FOLDER}/calls",
-            "work": "/tmp",
-            "proxy_port": PROXY_PORT if self._spec.allowlist is not None else 0,
-            "start_ahead": True,
-            "lifetime": self._spec.lifetime or 0.0,
-            "processes": self._spec.pids or PIDS,
-            "process_memory": 0,
-        }
-        return await self._begin(self._stdin, config)
+        return await self.configure(self._stdin, guest.config(self._spec))
 
     async def _look(self) -> bundle.Python:
         """Raises ConfigError: there is no Python that the agent can run on."""
@@ -206,16 +164,16 @@ class PrimeSandbox(ByteStreamSandbox):
         why = ""
         try:
             async for data in self._process.stdout:
-                self._on_stdout(data)
+                self.on_stdout(data)
         except Exception as error:  # noqa: BLE001 - whatever the SDK raises, there is no way to it any more
             why = one_line(printable(str(error)), 300)
-        self._end(why)
+        self.has_ended(why)
 
     async def _read_errors(self) -> None:
         assert self._process is not None
         with contextlib.suppress(Exception):  # told by _read
             async for data in self._process.stderr:
-                self._on_stderr(data)
+                self.on_stderr(data)
 
     async def stop(self) -> None:
         if self._stopping is None:
@@ -224,7 +182,7 @@ class PrimeSandbox(ByteStreamSandbox):
 
     async def _stop(self) -> None:
         try:
-            await self._close_link()
+            await self.close_link()
             for task in self._tasks:
                 task.cancel()
             if self._stdin is not None:
@@ -254,7 +212,7 @@ class PrimeSandbox(ByteStreamSandbox):
 
     def kill(self) -> None:
         """When the interpreter exits: with the synchronous client, which needs no event loop."""
-        self._link.remove_folder()
+        self.link.remove_folder()
         if self._box:
             from prime_sandboxes import APIClient, SandboxClient
 
@@ -299,11 +257,6 @@ def _request(spec: PrimeSpec, sandbox_id: str) -> CreateSandboxRequest:
         )
     except ValueError as error:
         raise ConfigError(f"environment 'prime': {one_line(str(error), 300)}") from None
-
-
-def _expected(spec: PrimeSpec) -> posture.Expected:
-    sockets = "internet" if spec.network == "full" else "proxy" if spec.allowlist else "unix"
-    return posture.Expected(None, spec.network == "full", sockets, own_kernel=True)
 
 
 def _client() -> AsyncSandboxClient:

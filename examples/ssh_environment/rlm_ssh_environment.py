@@ -88,7 +88,7 @@ class SshSandbox(ByteStreamSandbox):
             "work": f"{folder}/work",
         }
         stdin = cast(asyncio.WriteTransport, self._process.get_pipe_transport(0))
-        await self._begin(stdin, {**config, "lifetime": self._spec.lifetime or 0.0})
+        await self.configure(stdin, {**config, "lifetime": self._spec.lifetime or 0.0})
 
     def _ssh(self, command: str) -> list[str]:
         return ["ssh", "-T", "-o", "BatchMode=yes", *self._spec.ssh_options, self._spec.host, command]
@@ -106,7 +106,7 @@ class SshSandbox(ByteStreamSandbox):
         return output.decode()
 
     async def stop(self) -> None:
-        await self._close_link()
+        await self.close_link()
         if self._process is not None:
             cast(
                 asyncio.WriteTransport, self._process.get_pipe_transport(0)
@@ -119,7 +119,7 @@ class SshSandbox(ByteStreamSandbox):
         untrack(self)
 
     def kill(self) -> None:
-        self._link.remove_folder()
+        self.link.remove_folder()
         if self._process is not None and self._process.get_returncode() is None:
             self._process.kill()  # which closes the agent's stdin
 
@@ -131,14 +131,14 @@ class Wire(asyncio.SubprocessProtocol):
         self._sandbox = sandbox
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:
-        (self._sandbox._on_stdout if fd == 1 else self._sandbox._on_stderr)(data)
+        (self._sandbox.on_stdout if fd == 1 else self._sandbox.on_stderr)(data)
 
     def process_exited(self) -> None:
         self._sandbox._exited.set()
-        self._sandbox._end("")
+        self._sandbox.has_ended("")
 
     def pause_writing(self) -> None:
-        self._sandbox._link.set_stream_full(True)
+        self._sandbox.link.set_stream_full(True)
 
     def resume_writing(self) -> None:
-        self._sandbox._link.set_stream_full(False)
+        self._sandbox.link.set_stream_full(False)

@@ -3,8 +3,8 @@
 import asyncio
 import contextlib
 import logging
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import grpc.aio
 from rlm_agent.rpc.v1 import agent_pb2 as pb
@@ -15,7 +15,6 @@ from rlm_core.egress.proxy import CHUNK, CLOSE_SECONDS, Proxy, look_up
 from rlm_core.environment import TOKEN_KEY
 from rlm_core.text import told
 from rlm_core.transport.errors import RECONNECTABLE
-from rlm_core.transport.unix import unix_channel
 
 log = logging.getLogger("rlm_core.egress")
 
@@ -38,13 +37,17 @@ MAX_BROKEN = 1_000
 """Connections whose agent does not keep to the protocol, after which nothing more is taken from it."""
 
 
+Dial: TypeAlias = Callable[[Sequence[tuple[str, int]]], grpc.aio.Channel]
+"""Gives a channel with these options."""
+
+
 class Gate:
-    def __init__(self, socket: Path, token: str, allowlist: Allowlist) -> None:
+    def __init__(self, dial: Dial, token: str, allowlist: Allowlist) -> None:
         """Open it: in the running event loop, until it is closed or the agent has gone.
 
-        `socket` is where a gRPC channel to the agent is dialled: this one has limits of its own.
+        `dial` makes another channel to the agent: this one has limits of its own.
         """
-        self._channel = unix_channel(socket, CHANNEL_OPTIONS)
+        self._channel = dial(CHANNEL_OPTIONS)
         self._stub: Any = AgentServiceStub(self._channel)
         self._metadata = ((TOKEN_KEY, token),)
         self._proxy = Proxy(allowlist, self._on_denied, self._look_up)

@@ -31,6 +31,8 @@ SERVER_OPTIONS = [
     ("grpc.max_receive_message_length", limits.MAX_MESSAGE),
     ("grpc.max_send_message_length", limits.MAX_MESSAGE),
     ("grpc.so_reuseport", 0),
+    # Hosts look after a connection that has to cross the internet.
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
 ]
 
 
@@ -42,9 +44,12 @@ async def serve(config: AgentConfig, supervisor: socket.socket | None) -> None:
     rpc.add_AgentServiceServicer_to_server(service, server)
     address = folders.private / "agent.sock"
     server.add_insecure_port(f"unix:{address}")
+    if config.port:
+        server.add_insecure_port(f"0.0.0.0:{config.port}")
     await service.open_egress()
     await server.start()
-    posture = await supervision.probe() if supervisor or config.supervisor else None
+    looks = supervisor is not None or bool(config.supervisor)
+    posture = await supervision.probe(outside=config.probe_outside) if looks else None
     stdio = Stdio(address, config.lease) if config.stdio else None
     hello = {"agent_build": agent_build(), "nonce": config.nonce, "posture": posture}
     if config.start_ahead:

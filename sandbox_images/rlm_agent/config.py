@@ -32,6 +32,10 @@ class AgentConfig:
     """Pid of the host, to go with it."""
     stdio: bool = False
     """gRPC comes in on stdin and stdout, not by dialling the socket."""
+    port: int = 0
+    """gRPC also comes in here, from a provider's tunnel; 0: there is none."""
+    probe_outside: bool = False
+    """Try whether hosts of the internet can be reached, before anything runs."""
     lease: float = 0.0
     """Seconds without a sign of life of the host after which the agent ends; 0: stdin tells alone."""
     lifetime: float = 0.0

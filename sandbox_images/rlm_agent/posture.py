@@ -11,6 +11,7 @@ import json
 import os
 import select
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,13 +35,17 @@ PROCESS_LIMITS = ("/sys/fs/cgroup/pids.max", "/sys/fs/cgroup/pids/pids.max")
 SOCKET_LIMIT = "/sys/fs/cgroup/memory/memory.kmem.tcp.limit_in_bytes"
 """Version 1 of control groups counts what internet sockets hold here, and only with a limit."""
 UNLIMITED = 1 << 60
+OUTSIDE = (("1.1.1.1", 443), ("8.8.8.8", 53), ("2606:4700:4700::1111", 443))
+"""Public resolvers of names, which answer everybody. Their packets get lost where there is no way out."""
+OUTSIDE_SECONDS = 1.0
 STATUS = ("CapInh", "CapPrm", "CapEff", "NoNewPrivs", "Seccomp", "Uid")
 
 
-def report(writer: int) -> None:
+def report(writer: int, *, outside: bool) -> None:
     """Write what there is to a pipe, and end this process."""
     try:
-        os.write(writer, json.dumps(look()).encode()[:MAX_BYTES])
+        found = {**look(), "reached": reached(OUTSIDE) if outside else None}
+        os.write(writer, json.dumps(found).encode()[:MAX_BYTES])
     finally:
         leave(0)
 
@@ -78,6 +83,28 @@ def look() -> dict[str, Any]:
         "hostname": socket.gethostname(),
         "set_user_id": _set_user_id_files(),
     }
+
+
+def reached(addresses: tuple[tuple[str, int], ...], seconds: float = OUTSIDE_SECONDS) -> list[str]:
+    """Which of these numeric addresses take a TCP connection, tried all at once."""
+    found: list[str] = []
+    waiting: dict[socket.socket, str] = {}
+    for host, port in addresses:
+        with contextlib.suppress(OSError):
+            sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+            sock.setblocking(False)
+            waiting[sock] = host
+            sock.connect_ex((host, port))
+    deadline = time.monotonic() + seconds
+    while waiting and (left := deadline - time.monotonic()) > 0:
+        for sock in select.select([], list(waiting), [], left)[1]:
+            host = waiting.pop(sock)
+            with sock, contextlib.suppress(OSError):
+                sock.getpeername()
+                found.append(host)
+    for sock in waiting:
+        sock.close()
+    return found
 
 
 def _attempt(action: Callable[..., object], *arguments: Any) -> str:

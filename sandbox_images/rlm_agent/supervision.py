@@ -92,9 +92,9 @@ class Supervision:
         header = {"session": session, "parent": parent, "pid": pid, "cwd": str(cwd)}
         await self._ask(Kind.ADOPT, header)
 
-    async def probe(self) -> dict[str, Any]:
-        """What a process of a session is able to do here."""
-        answer = await self._ask(Kind.PROBE, {"session": ""})
+    async def probe(self, *, outside: bool) -> dict[str, Any]:
+        """What a process of a session is able to do here; with `outside`, whom it can reach, too."""
+        answer = await self._ask(Kind.PROBE, {"session": "", "outside": outside})
         return dict(answer["posture"])
 
     async def signal(self, session: str, pid: int, number: int) -> None:

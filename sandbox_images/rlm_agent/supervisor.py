@@ -91,7 +91,7 @@ class Supervisor:
             if frame.kind is Kind.SPAWN:
                 return {"user": self._spawn(session, header, fds)}
             if frame.kind is Kind.PROBE:
-                return {"posture": self._probe()}
+                return {"posture": self._probe(outside=bool(header.get("outside")))}
             if frame.kind is Kind.ADOPT:
                 self._adopt(session, str(header["parent"]), int(header["pid"]), str(header["cwd"]))
             elif frame.kind is Kind.SIGNAL:
@@ -138,11 +138,11 @@ class Supervisor:
         finally:
             leave(1)
 
-    def _probe(self) -> dict[str, Any]:
+    def _probe(self, *, outside: bool) -> dict[str, Any]:
         """Have a process like a session's look around."""
         reader, writer = os.pipe()
         user = self._users.new() if self._users else None
-        self._helpers.add(self._fork(user, lambda: posture.report(writer)))
+        self._helpers.add(self._fork(user, lambda: posture.report(writer, outside=outside)))
         os.close(writer)
         return posture.receive(reader, PROBE_SECONDS)
 

@@ -1,22 +1,32 @@
 """The services of providers, as fixtures: one of each for all tests, and the variables that lead to it."""
 
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.fakes.prime import KEY, LABEL, FakePrime
+from tests.fakes import prime as fake_prime
+from tests.fakes.modal.access import TOKEN
+from tests.fakes.modal.boxes import LABEL
+from tests.fakes.modal.service import FakeModal
+from tests.fakes.prime import FakePrime
+
+
+def _nothing_left(label: str) -> None:
+    """Every sandbox was ended by who started it, or by its service."""
+    left = subprocess.run(
+        ["docker", "ps", "-q", "--filter", f"label={label}"], capture_output=True, text=True
+    )
+    assert left.stdout == ""
 
 
 @pytest.fixture(scope="session")
 def prime_service() -> Iterator[FakePrime]:
     with FakePrime() as fake:
         yield fake
-    left = subprocess.run(
-        ["docker", "ps", "-q", "--filter", f"label={LABEL}"], capture_output=True, text=True
-    )
-    assert left.stdout == ""
+    _nothing_left(fake_prime.LABEL)
 
 
 @pytest.fixture
@@ -24,9 +34,30 @@ def prime(
     prime_service: FakePrime, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> FakePrime:
     monkeypatch.setenv("PRIME_API_BASE_URL", prime_service.url)
-    monkeypatch.setenv("PRIME_API_KEY", KEY)
+    monkeypatch.setenv("PRIME_API_KEY", fake_prime.KEY)
     monkeypatch.setenv("PRIME_TEAM_ID", "")
     monkeypatch.setenv("XDG_CACHE_HOME", str(Path.home() / ".cache"))
     monkeypatch.setenv("HOME", str(tmp_path_factory.getbasetemp()))
     prime_service.requests.clear()
     return prime_service
+
+
+@pytest.fixture(scope="session")
+def modal_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeModal]:
+    roots = tmp_path_factory.mktemp("modal") / "roots.pem"
+    with FakeModal() as fake:
+        fake.authority.cert_pem.write_to_path(str(roots))
+        # gRPC reads it once in a process, with its first channel of this kind.
+        os.environ["GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"] = str(roots)
+        yield fake
+    _nothing_left(LABEL)
+
+
+@pytest.fixture
+def modal(modal_service: FakeModal, monkeypatch: pytest.MonkeyPatch) -> FakeModal:
+    monkeypatch.setenv("MODAL_SERVER_URL", modal_service.url)
+    monkeypatch.setenv("MODAL_TOKEN_ID", TOKEN[0])
+    monkeypatch.setenv("MODAL_TOKEN_SECRET", TOKEN[1])
+    monkeypatch.setenv("MODAL_CONFIG_PATH", os.devnull)
+    modal_service.requests.clear()
+    return modal_service

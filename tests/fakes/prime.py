@@ -20,6 +20,8 @@ from aiohttp import web
 from prime_sandboxes._proto.command_session import command_session_pb2
 from rlm_environments.containers.base import debian_reference
 
+from tests.fakes.engine import docker
+
 pb: Any = command_session_pb2
 MINUTE = 4.0
 """Seconds."""
@@ -205,20 +207,20 @@ class FakePrime:
             "sleep",
             "infinity",
         ]
-        code, output, error = await _docker(*command)
+        code, output, error = await docker(*command)
         if code:
             machine.status = "ERROR"
             raise AssertionError(error)
         machine.container = output.strip()
         if machine.status == "TERMINATED":  # meanwhile
-            await _docker("rm", "--force", machine.container)
+            await docker("rm", "--force", machine.container)
             return
         machine.status, machine.active = "RUNNING", self._loop.time()
 
     async def _end(self, machine: Machine, status: str) -> None:
         machine.status = status
         if machine.container:
-            await _docker("rm", "--force", machine.container)
+            await docker("rm", "--force", machine.container)
         for process in machine.processes.values():
             with contextlib.suppress(ProcessLookupError):
                 process.process.kill()
@@ -280,7 +282,7 @@ class FakePrime:
         assert part is not None
         data = bytes(await part.read())  # type: ignore[union-attr]
         path = request.query["path"]
-        await _docker("exec", "-i", machine.container, "sh", "-c", f"cat > '{path}'", stdin=data)
+        await docker("exec", "-i", machine.container, "sh", "-c", f"cat > '{path}'", stdin=data)
         now = datetime.datetime.now(datetime.UTC).isoformat()
         return web.json_response({"success": True, "path": path, "size": len(data), "timestamp": now})
 
@@ -359,10 +361,3 @@ class FakePrime:
         with contextlib.suppress(ProcessLookupError):
             machine.processes[asked.session.session_uuid].process.send_signal(asked.signal)
         return web.Response(body=b"", content_type="application/proto")
-
-
-async def _docker(*arguments: str, stdin: bytes | None = None) -> tuple[int, str, str]:
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec("docker", *arguments, stdin=pipe, stdout=pipe, stderr=pipe)
-    output, error = await process.communicate(stdin)
-    return process.returncode or 0, output.decode(), error.decode()

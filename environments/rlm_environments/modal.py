@@ -1,0 +1,360 @@
+"""`environment="modal"`: a sandbox of Modal (gVisor), on the `modal` SDK, in your account.
+
+The agent is a process in the sandbox (`Sandbox.exec`), and its stdin and stdout carry its configuration and
+the signs of life of both sides. What it is asked goes one of two ways, `transport`:
+
+- "h2" (default): through a tunnel of Modal to a port of the sandbox. gRPC on its own, the fastest way. Its
+  address is public, with a name that can't be guessed: Modal ends TLS, and the agent answers only to this
+  sandbox's token, which cells don't have. They can reach the port too, and so waste their own agent's time.
+  The sandbox reaches nobody (`outbound_cidr_allowlist=[]`).
+- "stdio": over the same stdin and stdout. Slower, but then there is no port, and the sandbox has no network
+  of any kind (`block_network=True`, with which Modal allows no ports).
+
+Needs MODAL_TOKEN_ID and MODAL_TOKEN_SECRET, or `modal token new`.
+"""
+
+import asyncio
+import contextlib
+import logging
+import math
+import sys
+import time
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import grpc.aio
+import modal
+import modal.exception
+from pydantic import Field
+
+from rlm_core import limits
+from rlm_core.environment import (
+    Capabilities,
+    Environment,
+    RunningSandbox,
+    SandboxSpec,
+    track,
+    untrack,
+)
+from rlm_core.errors import ConfigError, EngineError, RLMError, SandboxLost
+from rlm_core.tasks import finish_first
+from rlm_core.text import one_line, printable
+from rlm_core.transport.tls import tls_channel
+from rlm_core.transport.unix import private_folder
+from rlm_environments import bundle, guest, posture
+from rlm_environments.byte_stream import ByteStreamSandbox, nothing_left_of
+from rlm_environments.stdin import StdinTransport
+
+log = logging.getLogger("rlm_environments.modal")
+
+PORT = 50_051
+MEMORY = 4 << 30
+CPUS = 2.0
+MACHINE = "x86_64"
+DAY = 24 * 3600
+"""Seconds; the longest that Modal gives."""
+SPARE_SECONDS = 600
+"""That Modal lets it live beyond the lifetime that the agent keeps."""
+LEASE_SECONDS = 60.0
+CREATE_SECONDS = 1_800.0
+"""The first use of an image builds it, which takes a minute or more; and Modal may ask to wait."""
+UNKNOWN_SECONDS = 30.0
+"""For a request to make a sandbox that nobody wants any more, so that it can be ended."""
+READY_SECONDS = 60
+STOP_SECONDS = 5.0
+BUNDLE = "/.rlm-bundle.tar.gz"
+TAG, TAG_ID, TAG_LEASE, TAG_CREATED = "rlm", "rlm-sandbox", "rlm-lease", "rlm-created"
+
+
+class ModalSpec(SandboxSpec):
+    """What only Modal has, beside the policy."""
+
+    transport: Literal["h2", "stdio"] = "h2"
+    """How the agent is reached; the module says what each means."""
+    app: str = "rlm-sandbox"
+    """The App that sandboxes belong to; made when there is none."""
+    gpu: str | None = None
+    region: str | tuple[str, ...] | None = None
+    idle_timeout: float | None = Field(default=None, ge=1)
+    """Seconds without a process, input or connection after which Modal ends the sandbox."""
+    tags: Mapping[str, str] = Field(default_factory=dict)
+    secrets: tuple[str, ...] = ()
+    """Names of secrets of your account. Their variables are what cells find in their environment."""
+    volumes: Mapping[str, str] = Field(default_factory=dict)
+    """Names of volumes by the path where they are mounted, for reading only."""
+    inbound_cidr_allowlist: tuple[str, ...] | None = None
+    """Networks from which the tunnel may be reached, such as your own; None is any."""
+
+
+class ModalEnvironment(Environment):
+    name: ClassVar[str] = "modal"
+    spec_type: ClassVar[type[SandboxSpec]] = ModalSpec
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        isolated=True,
+        enforces=frozenset(SandboxSpec.model_fields) - {"runtime", "disk", "pids"},
+        summary="a sandbox of your account at Modal",
+        lists=True,
+        costs_money=True,
+        snapshots=True,
+    )
+    _spec: ModalSpec
+
+    async def start(self) -> "ModalSandbox":
+        sandbox = ModalSandbox(self._spec)
+        arguments = _arguments(self._spec, sandbox.id)
+        async with nothing_left_of(sandbox):
+            async with asyncio.timeout(CREATE_SECONDS):
+                await sandbox.create(arguments)
+            async with asyncio.timeout(limits.START_SECONDS + READY_SECONDS):
+                posture.check(await sandbox.begin(), guest.expected(self._spec))
+                await sandbox.connect()
+                sandbox.open_gate(self._spec.allowlist)
+        return sandbox
+
+    async def running(self) -> list[RunningSandbox]:
+        return [await _running(box) for box in await _listed(self._spec.app, {TAG: "sandbox"})]
+
+    async def remove(self, sandbox_id: str) -> None:
+        for box in await _listed(self._spec.app, {TAG_ID: sandbox_id}):
+            await _asked(box.terminate.aio())
+
+
+class ModalSandbox(ByteStreamSandbox):
+    called = "the sandbox at Modal"
+
+    def __init__(self, spec: ModalSpec) -> None:
+        super().__init__(private_folder(), spec.lease or LEASE_SECONDS)
+        self._spec = spec
+        self._box: modal.Sandbox | None = None
+        self._creating: asyncio.Task[modal.Sandbox] | None = None
+        self._stdin: StdinTransport | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._tunnel: tuple[str, int] | None = None
+        self._stopping: asyncio.Task[None] | None = None
+
+    async def create(self, arguments: Mapping[str, Any]) -> None:
+        """Have it made. Once asked for, its id is waited for: it costs money."""
+        track(self)
+        app = await _asked(modal.App.lookup.aio(self._spec.app, create_if_missing=True))
+        image = await _asked(_image(self._spec).build.aio(app))
+        create = modal.Sandbox.create.aio("sleep", str(2 * DAY), app=app, image=image, **arguments)
+        self._creating = asyncio.ensure_future(_asked(create))
+        self._box = await asyncio.shield(self._creating)
+
+    async def begin(self) -> dict[str, Any]:
+        """Start the agent, which is in the image."""
+        assert self._box is not None
+        command = ("/bin/sh", "-c", guest.command(self.lease, hidden="MODAL_"))
+        process = await _asked(self._box.exec.aio(*command, text=False, env={**guest.ENVIRONMENT}))
+
+        async def send(data: bytes) -> None:
+            process.stdin.write(data)
+            await process.stdin.drain.aio()
+
+        self._stdin = StdinTransport(send, self.link.set_stream_full, self.has_ended)
+        self._tasks = [
+            asyncio.ensure_future(way) for way in (self._read(process), self._read_errors(process))
+        ]
+        port = PORT if self._spec.transport == "h2" else 0
+        return await self.configure(self._stdin, guest.config(self._spec, port))
+
+    async def connect(self) -> None:
+        """Reach the agent, and what it listens on."""
+        assert self._box is not None
+        if self._spec.transport == "h2":
+            await _asked(self._box.wait_until_ready.aio(timeout=READY_SECONDS))
+            tunnels = await _asked(self._box.tunnels.aio())
+            self._tunnel = tunnels[PORT].tls_socket
+            await self.channel.close()
+            self.channel = self.dial()
+        await self.channel.channel_ready()
+
+    def dial(self, options: Sequence[tuple[str, int]] = ()) -> grpc.aio.Channel:
+        return tls_channel(*self._tunnel, options) if self._tunnel else super().dial(options)
+
+    async def snapshot(self) -> str:
+        """Keep its files as an image of Modal, for 30 days; gives its id, which `image` takes.
+
+        Raises:
+            EngineError: Modal could not.
+        """
+        assert self._box is not None
+        return str((await _asked(self._box.snapshot_filesystem.aio())).object_id)
+
+    async def _read(self, process: Any) -> None:
+        why = ""
+        try:
+            async for data in process.stdout:
+                self.on_stdout(data)
+        except Exception as error:  # noqa: BLE001 - whatever the SDK raises, there is no way to it any more
+            why = _explain(error)
+        self.has_ended(why)
+
+    async def _read_errors(self, process: Any) -> None:
+        with contextlib.suppress(Exception):  # told by _read
+            async for data in process.stderr:
+                self.on_stderr(data)
+
+    async def stop(self) -> None:
+        if self._stopping is None:
+            self._stopping = asyncio.ensure_future(self._stop())
+        await finish_first(_of(self._stopping))
+
+    async def _stop(self) -> None:
+        try:
+            await self.close_link()
+            await self.channel.close()
+            if self._stdin is not None:
+                self._stdin.abort()
+        finally:
+            await self._terminate()
+        if self._tasks:  # their streams end with the sandbox; the SDK complains of one that is left half read
+            await asyncio.wait(self._tasks, timeout=STOP_SECONDS)
+            for task in self._tasks:
+                task.cancel()
+
+    async def _terminate(self) -> None:
+        """By its tag where its id never came: it may have been made all the same."""
+        if self._creating is None:
+            untrack(self)
+            return
+        try:
+            done, _ = await asyncio.wait([self._creating], timeout=UNKNOWN_SECONDS)
+            self._creating.cancel()
+            if done and not self._creating.cancelled() and self._creating.exception() is None:
+                boxes = [self._creating.result()]
+            else:
+                boxes = await _listed(self._spec.app, {TAG_ID: self.id})
+            for box in boxes:
+                await _asked(box.terminate.aio())
+            untrack(self)
+        except RLMError as error:
+            log.warning("sandbox %s at Modal is not ended, and ends with its lease: %s", self.id, error)
+
+    def kill(self) -> None:
+        """When the interpreter exits."""
+        self.link.remove_folder()
+        if self._box is not None:
+            with contextlib.suppress(modal.exception.Error):
+                self._box.terminate()
+
+
+def _image(spec: ModalSpec) -> modal.Image:
+    """The agent, laid out as everywhere, upon a base; Modal builds and keeps it by what is in it.
+
+    Its Python is the same version as ours, as always with Modal. Wheels are fetched on this machine, not
+    there: one way for all environments, with the hashes of ours checked.
+    """
+    version = sys.version_info[:2]
+    name = f"{version[0]}.{version[1]}"
+    python = bundle.Python(version, f"/usr/local/bin/python{name}", MACHINE)
+    if spec.image is None or spec.image == "minimal":
+        base = modal.Image.debian_slim(python_version=name)
+    elif spec.image.startswith("im-"):
+        base = modal.Image.from_id(spec.image)
+    else:
+        base = modal.Image.from_registry(spec.image, add_python=name).entrypoint([])
+    path = bundle.packed(python, tuple(sorted(spec.packages or ())))
+    return base.add_local_file(path, BUNDLE, copy=True).run_commands(*guest.setup(BUNDLE))
+
+
+def _arguments(spec: ModalSpec, sandbox_id: str) -> dict[str, Any]:
+    """Of Sandbox.create. Raises ConfigError for what Modal does not take."""
+    if ours := [name for name in spec.tags if name.startswith(TAG)]:
+        raise ConfigError(f"tags: those that begin with {TAG!r} are ours: {', '.join(ours)}")
+    if spec.image in ("data", "debian"):
+        raise ConfigError(f"image={spec.image!r} is of container engines: name a public image, and packages")
+    if spec.lifetime is not None and spec.lifetime > DAY:
+        raise ConfigError(f"lifetime={spec.lifetime:g}: at most {DAY} s at Modal")
+    if spec.transport == "stdio" and spec.inbound_cidr_allowlist is not None:
+        raise ConfigError("inbound_cidr_allowlist is of the tunnel, and transport='stdio' has none")
+    if spec.transport == "stdio" and spec.network == "full":
+        raise ConfigError("transport='stdio' is for a sandbox without a network: not with network='full'")
+    lease = spec.lease or LEASE_SECONDS
+    memory = math.ceil((spec.memory or MEMORY) / (1 << 20))
+    cpus = spec.cpus or CPUS
+    arguments: dict[str, Any] = {
+        # What is asked for is the limit as well.
+        "cpu": (cpus, cpus),
+        "memory": (memory, memory),
+        "gpu": spec.gpu,
+        "region": spec.region,
+        # The agent keeps the exact lifetime; Modal's own is for an agent that does not.
+        "timeout": min(math.ceil(spec.lifetime or DAY) + SPARE_SECONDS, DAY),
+        # An agent without a host ends when its lease is over, and what then is idle costs money no longer.
+        "idle_timeout": math.ceil(spec.idle_timeout or lease),
+        "tags": {
+            TAG: "sandbox",
+            TAG_ID: sandbox_id,
+            TAG_LEASE: f"{lease:g}",
+            TAG_CREATED: str(int(time.time())),
+            **spec.tags,
+        },
+        "secrets": [modal.Secret.from_name(name) for name in spec.secrets],
+        "volumes": {
+            path: modal.Volume.from_name(name).with_mount_options(read_only=True)
+            for path, name in spec.volumes.items()
+        },
+    }
+    if spec.transport == "stdio":
+        return {**arguments, "block_network": True}
+    if spec.network != "full":  # hosts that are listed are reached through the agent
+        arguments["outbound_cidr_allowlist"] = []
+    if spec.inbound_cidr_allowlist is not None:
+        arguments["inbound_cidr_allowlist"] = list(spec.inbound_cidr_allowlist)
+    return {**arguments, "h2_ports": [PORT], "readiness_probe": modal.Probe.with_tcp(PORT)}
+
+
+async def _listed(app: str, tags: dict[str, str]) -> list[modal.Sandbox]:
+    """Those that run, of this App; none when there is no such App."""
+    try:
+        found = await _asked(modal.App.lookup.aio(app))
+    except NoSuchThing:
+        return []
+
+    async def every() -> list[modal.Sandbox]:
+        return [box async for box in modal.Sandbox.list.aio(app_id=found.app_id, tags=tags)]
+
+    return list(await _asked(every()))
+
+
+async def _running(box: modal.Sandbox) -> RunningSandbox:
+    tags: dict[str, str] = await _asked(box.get_tags.aio())
+    return RunningSandbox(
+        id=tags.get(TAG_ID, ""),
+        handle=box.object_id,
+        created=int(tags.get(TAG_CREATED, "0")),
+        state="running",
+        lease=float(tags.get(TAG_LEASE, "0")),
+    )
+
+
+async def _of(task: "asyncio.Task[Any]") -> Any:
+    return await task
+
+
+class NoSuchThing(EngineError):
+    """What was asked for by its name or id is not there."""
+
+
+async def _asked(request: Awaitable[Any]) -> Any:
+    """Raises our errors in the place of the SDK's."""
+    try:
+        return await request
+    except modal.exception.AuthError as error:
+        raise ConfigError(_explain(error)) from None
+    except modal.exception.NotFoundError as error:
+        raise NoSuchThing(_explain(error)) from None
+    except (modal.exception.SandboxTerminatedError, modal.exception.SandboxTimeoutError) as error:
+        raise SandboxLost(_explain(error)) from None
+    except (modal.exception.Error, OSError, TimeoutError) as error:
+        raise EngineError(_explain(error)) from None
+
+
+def _explain(error: Exception) -> str:
+    line = one_line(printable(str(error) or type(error).__name__), 300)
+    if isinstance(error, modal.exception.AuthError):
+        return f"Modal: set MODAL_TOKEN_ID and MODAL_TOKEN_SECRET, or run: modal token new ({line})"
+    if isinstance(error, modal.exception.ResourceExhaustedError):
+        return f"Modal: the account's limit is reached: wait, or start fewer at once ({line})"
+    return f"Modal refused: {line}"

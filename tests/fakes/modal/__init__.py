@@ -1,0 +1,1 @@
+"""Modal's service on loopback: service.py has the whole."""
