@@ -253,13 +253,15 @@ _running: dict[Sandbox, int] = {}
 def track(sandbox: Sandbox) -> None:
     """End this sandbox when the interpreter exits, if nobody has by then."""
     _running[sandbox] = os.getpid()
+    # Anew, to come before what SDKs that were loaded meanwhile do then: they close what is needed for it.
+    atexit.unregister(_end_all)
+    atexit.register(_end_all)
 
 
 def untrack(sandbox: Sandbox) -> None:
     _running.pop(sandbox, None)
 
 
-@atexit.register
 def _end_all() -> None:
     for sandbox, owner in list(_running.items()):
         if owner == os.getpid():  # a forked child of the host inherits this list, not what is on it

@@ -14,7 +14,7 @@ from rlm_core.errors import ConfigError
 
 PATH = Path(__file__).resolve().parents[1] / "docs" / "environments.md"
 BEGIN, END = "<!-- written by tests/test_conformance.py -->\n", "<!-- to here -->\n"
-COLUMNS = ("local", "bubblewrap", "docker", "prime")
+COLUMNS = ("local", "bubblewrap", "docker", "modal", "prime")
 Run = Callable[[], Outcome]
 outcomes: dict[tuple[str, str], Outcome] = {}
 
@@ -38,6 +38,13 @@ def test_bubblewrap(rlm_check: Run) -> None:
 @pytest.mark.rlm_environment("docker", memory="1GiB")
 def test_docker(rlm_check: Run) -> None:
     note("docker", rlm_check())
+
+
+@pytest.mark.needs("docker")
+@pytest.mark.usefixtures("modal")
+@pytest.mark.rlm_environment("modal", memory="1GiB", lease=3.0)
+def test_modal(rlm_check: Run) -> None:
+    note("modal", rlm_check())
 
 
 @pytest.mark.needs("docker")

@@ -34,6 +34,12 @@ def test_the_demo_is_right(environment: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.needs("docker")
+@pytest.mark.usefixtures("modal")
+def test_the_demo_is_right_at_modal(tmp_path: Path) -> None:
+    run_the_demo("modal", tmp_path)
+
+
+@pytest.mark.needs("docker")
 @pytest.mark.usefixtures("prime")
 def test_the_demo_is_right_at_prime(tmp_path: Path) -> None:
     run_the_demo("prime", tmp_path)

@@ -43,10 +43,19 @@ def setup(bundle: str) -> list[str]:
     ]
 
 
-def command(lease: float, hidden: str = "") -> str:
-    """For a shell: become the agent, without the variables whose names begin with `hidden`."""
-    hide = f'unset $(env | sed -n "s/^\\({hidden}[A-Za-z0-9_]*\\)=.*/\\1/p"); ' if hidden else ""
-    return f"{hide}exec /opt/rlm/bin/agent {math.ceil(lease)}"
+AGENT = "/opt/rlm/bin/agent"
+BECOME = """\
+import os, sys
+_, program, lease, hidden = sys.argv
+kept = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
+os.execve(program, [program, lease], kept)
+"""
+
+
+def command(lease: float, hidden: str) -> list[str]:
+    """Arguments of a process that becomes the agent, without the variables whose names begin with `hidden`:
+    what a provider tells its machines is not for cells."""
+    return ["python3", "-I", "-c", BECOME, AGENT, str(math.ceil(lease)), hidden]
 
 
 def config(spec: SandboxSpec, port: int = 0) -> dict[str, Any]:

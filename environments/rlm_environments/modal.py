@@ -58,7 +58,7 @@ SPARE_SECONDS = 600
 LEASE_SECONDS = 60.0
 CREATE_SECONDS = 1_800.0
 """The first use of an image builds it, which takes a minute or more; and Modal may ask to wait."""
-UNKNOWN_SECONDS = 30.0
+UNKNOWN_SECONDS = 10.0
 """For a request to make a sandbox that nobody wants any more, so that it can be ended."""
 READY_SECONDS = 60
 STOP_SECONDS = 5.0
@@ -134,8 +134,8 @@ class ModalSandbox(ByteStreamSandbox):
 
     async def create(self, arguments: Mapping[str, Any]) -> None:
         """Have it made. Once asked for, its id is waited for: it costs money."""
-        track(self)
         app = await _asked(modal.App.lookup.aio(self._spec.app, create_if_missing=True))
+        track(self)  # now that there is a client, which would be closed before us at exit
         image = await _asked(_image(self._spec).build.aio(app))
         create = modal.Sandbox.create.aio("sleep", str(2 * DAY), app=app, image=image, **arguments)
         self._creating = asyncio.ensure_future(_asked(create))
@@ -144,7 +144,7 @@ class ModalSandbox(ByteStreamSandbox):
     async def begin(self) -> dict[str, Any]:
         """Start the agent, which is in the image."""
         assert self._box is not None
-        command = ("/bin/sh", "-c", guest.command(self.lease, hidden="MODAL_"))
+        command = guest.command(self.lease, hidden="MODAL_")
         process = await _asked(self._box.exec.aio(*command, text=False, env={**guest.ENVIRONMENT}))
 
         async def send(data: bytes) -> None:

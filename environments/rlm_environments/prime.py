@@ -12,6 +12,7 @@ import contextlib
 import logging
 import math
 import secrets
+import shlex
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import Any, ClassVar
 
@@ -135,8 +136,9 @@ class PrimeSandbox(ByteStreamSandbox):
         packed = await asyncio.to_thread(bundle.tarball, python, tuple(sorted(self._spec.packages or ())))
         await _asked(self._client.upload_bytes(self._box, BUNDLE, packed, "bundle.tar.gz"))
         await self._run("\n".join(["set -e", *guest.setup(BUNDLE)]))
+        command = f"exec {shlex.join(guest.command(self.lease, hidden='PRIME_'))}"
         process: AsyncSandboxProcess = await _asked(
-            self._client.open_process(self._box, guest.command(self.lease), env=guest.ENVIRONMENT)
+            self._client.open_process(self._box, command, env=guest.ENVIRONMENT)
         )
         self._process = process
         self._stdin = StdinTransport(process.write_stdin, self.link.set_stream_full, self.has_ended)

@@ -60,6 +60,7 @@ class Box:
     tunnels: dict[int, asyncio.Server] = field(default_factory=dict)
     connections: set[asyncio.StreamWriter] = field(default_factory=set)
     active: float = 0.0
+    secret_sources: list[Any] = field(default_factory=list)
 
     @property
     def runs(self) -> bool:
@@ -79,8 +80,12 @@ class State:
         self.boxes: dict[str, Box] = {}
         self.images: dict[str, str] = {}
         """Tags of the engine, by the service's ids."""
-        self.streams: set[asyncio.Task[Any]] = set()
-        """Of output, that are being read."""
+        self.dropped = asyncio.Event()
+        """Set when the streams that are open now break."""
         self.requests: list[str] = []
         self.tokens: set[str] = set()
         """For the command router, that were given and still hold."""
+
+    def break_streams(self) -> None:
+        self.dropped.set()
+        self.dropped = asyncio.Event()

@@ -45,16 +45,21 @@ class Router(State):
         box = await self._running(request.task_id, context)
         process = box.processes[request.exec_id]
         fd = 1 if request.file_descriptor == router.TASK_EXEC_STDIO_FILE_DESCRIPTOR_STDOUT else 2
-        task = asyncio.current_task()
-        assert task is not None
-        self.streams.add(task)
         offset = request.offset
+        dropped = asyncio.ensure_future(self.dropped.wait())
         try:
-            while data := await process.read(fd, offset):
+            while True:
+                reading = asyncio.ensure_future(process.read(fd, offset))
+                await asyncio.wait({reading, dropped}, return_when=asyncio.FIRST_COMPLETED)
+                if dropped.done():
+                    reading.cancel()
+                    await context.abort(grpc.StatusCode.UNAVAILABLE, "the stream has broken")
+                if not (data := reading.result()):
+                    return
                 offset += len(data)
                 yield router.TaskExecStdioReadResponse(data=data)
         finally:
-            self.streams.discard(task)
+            dropped.cancel()
 
     async def TaskExecStdinWrite(self, request: Any, context: Any) -> Any:
         box = await self._running(request.task_id, context)

@@ -64,11 +64,7 @@ class FakeModal(Images, Router):
     def drop_streams(self) -> None:
         """Break every stream of output; the SDK reads on where it was."""
 
-        def drop() -> None:
-            for task in self.streams:
-                task.cancel()
-
-        self._loop.call_soon_threadsafe(drop)
+        self._loop.call_soon_threadsafe(self.break_streams)
 
     def drop_tunnels(self) -> None:
         """Break every connection through a tunnel."""
@@ -83,9 +79,8 @@ class FakeModal(Images, Router):
         """The command router refuses the tokens that were given so far."""
         self.tokens.clear()
 
-    def terminate(self, box_id: str) -> None:
+    def terminate(self, box_id: str, status: int = api.GenericResult.GENERIC_STATUS_TERMINATED) -> None:
         """End a sandbox as the service does, whatever runs in it."""
-        status = api.GenericResult.GENERIC_STATUS_TERMINATED
         asyncio.run_coroutine_threadsafe(self._end(self.boxes[box_id], status), self._loop).result(20)
 
     # -- the service
@@ -171,22 +166,35 @@ class FakeModal(Images, Router):
     # -- sandboxes
 
     async def SandboxCreateV2(self, request: Any, context: Any) -> Any:
+        # Not of the form of the first version's ids, by which the SDK tells where to ask.
+        box = await self._make(f"sb-{secrets.token_hex(16)}", request, context)
+        return api.SandboxCreateV2Response(
+            sandbox_id=box.id,
+            task_id=box.task_id,
+            tunnels=_tunnels(box),
+            command_router_access=self._access(),
+        )
+
+    async def SandboxCreate(self, request: Any, context: Any) -> Any:
+        """The first version, which the SDK takes for GPUs."""
+        box = await self._make(f"sb-{secrets.token_hex(11)}", request, context)
+        return api.SandboxCreateResponse(sandbox_id=box.id)
+
+    async def _make(self, name: str, request: Any, context: Any) -> Box:
         if self.throttle_next:
             await self._throttle(context, self.throttle_next.pop(0))
         if self.refuse_next:
             await context.abort(*self.refuse_next.pop(0))
-        now = self._loop.time()
-        # Not of the form of the first version's ids, which the SDK sends elsewhere.
-        name = f"sb-{secrets.token_hex(16)}"
         tags = {each.tag_name: each.tag_value for each in request.tags}
-        box = Box(name, f"ta-{secrets.token_hex(8)}V", request.definition, tags, now, request.app_id)
+        task_id = f"ta-{secrets.token_hex(8)}V"
+        box = Box(name, task_id, request.definition, tags, self._loop.time(), request.app_id)
+        box.secret_sources = list(getattr(request, "secret_sources", ()))
         self.boxes[name] = box
         await asyncio.sleep(self.create_seconds)
         await self._boot(box)
-        tunnels = [await self._open_tunnel(box, each.port) for each in box.definition.open_ports.ports]
-        return api.SandboxCreateV2Response(
-            sandbox_id=box.id, task_id=box.task_id, tunnels=tunnels, command_router_access=self._access()
-        )
+        for each in box.definition.open_ports.ports:
+            box.tunnels[each.port] = await self._open_tunnel(box, each.port)
+        return box
 
     async def _throttle(self, context: Any, seconds: float) -> None:
         detail = AnyMessage()
@@ -208,7 +216,7 @@ class FakeModal(Images, Router):
         if not box.runs:  # meanwhile
             await docker("rm", "--force", box.container)
 
-    async def _open_tunnel(self, box: Box, port: int) -> Any:
+    async def _open_tunnel(self, box: Box, port: int) -> asyncio.Server:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         self.authority.issue_cert("localhost").configure_cert(context)
         context.set_alpn_protocols(["h2"])
@@ -223,8 +231,7 @@ class FakeModal(Images, Router):
             finally:
                 box.connections.discard(writer)
 
-        server = box.tunnels[port] = await asyncio.start_server(relay, "127.0.0.1", 0, ssl=context)
-        return api.TunnelData(host="localhost", port=server.sockets[0].getsockname()[1], container_port=port)
+        return await asyncio.start_server(relay, "127.0.0.1", 0, ssl=context)
 
     def _access(self) -> Any:
         token = jwt()
@@ -235,6 +242,10 @@ class FakeModal(Images, Router):
         box = await self._box(request.sandbox_id, context)
         return api.SandboxGetTaskIdResponse(task_id=box.task_id)
 
+    async def TaskGetCommandRouterAccess(self, request: Any, context: Any) -> Any:
+        access = self._access()
+        return api.TaskGetCommandRouterAccessResponse(jwt=access.jwt, url=access.url)
+
     async def SandboxGetCommandRouterAccess(self, request: Any, context: Any) -> Any:
         box = await self._box(request.sandbox_id, context) if request.sandbox_id else None
         if box is not None and not box.runs:
@@ -242,8 +253,10 @@ class FakeModal(Images, Router):
         access = self._access()
         return api.SandboxGetCommandRouterAccessResponse(jwt=access.jwt, url=access.url)
 
-    async def SandboxGetTunnelsV2(self, request: Any, context: Any) -> Any:
-        raise AssertionError("they are all known when the sandbox is made")
+    async def SandboxGetTunnels(self, request: Any, context: Any) -> Any:
+        box = await self._box(request.sandbox_id, context)
+        success = api.GenericResult(status=api.GenericResult.GENERIC_STATUS_SUCCESS)
+        return api.SandboxGetTunnelsResponse(result=success, tunnels=_tunnels(box))
 
     async def SandboxWaitV2(self, request: Any, context: Any) -> Any:
         box = await self._box(request.sandbox_id, context)
@@ -275,12 +288,22 @@ class FakeModal(Images, Router):
         tags = [api.SandboxTag(tag_name=name, tag_value=value) for name, value in box.tags.items()]
         return api.SandboxTagsGetResponse(tags=tags)
 
+    SandboxGetTaskId = SandboxGetTaskIdV2
+    SandboxWait = SandboxWaitV2
+    SandboxTerminate = SandboxTerminateV2
+    SandboxTagsGet = SandboxTagsGetV2
+
     async def _box(self, box_id: str, context: Any) -> Box:
         box = self.boxes.get(box_id)
         if box is None:
             await context.abort(grpc.StatusCode.NOT_FOUND, "Sandbox not found")
         assert box is not None
         return box
+
+
+def _tunnels(box: Box) -> list[Any]:
+    ports = {port: server.sockets[0].getsockname()[1] for port, server in box.tunnels.items()}
+    return [api.TunnelData(host="localhost", port=ours, container_port=port) for port, ours in ports.items()]
 
 
 async def _pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
