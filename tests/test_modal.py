@@ -237,15 +237,6 @@ async def test_a_host_that_exits_without_stopping_leaves_nothing(modal: FakeModa
     assert "SandboxTerminateV2" in modal.requests
 
 
-async def test_what_a_snapshot_keeps_another_sandbox_finds() -> None:
-    write = "open('/tmp/kept.txt', 'w').write('42')\nimport os; os.chmod('/tmp/kept.txt', 0o644)"
-    async with started() as sandbox, Session(sandbox, sandbox._spec, echo) as session:
-        await session.execute(write)
-        image = await sandbox.snapshot()
-    async with started(image=image) as sandbox, Session(sandbox, sandbox._spec, echo) as session:
-        assert (await session.execute("print(open('/tmp/kept.txt').read())")).stdout == "42\n"
-
-
 FETCH = """
 import ssl, urllib.request
 def fetch(url):

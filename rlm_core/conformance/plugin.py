@@ -2,7 +2,7 @@
 each check."""
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
@@ -10,6 +10,12 @@ if TYPE_CHECKING:
     from rlm_core.conformance.runner import Outcome
 
 MARKER = "rlm_environment"
+
+
+class RunCheck(Protocol):
+    """What the fixture gives."""
+
+    def __call__(self, told: "Callable[[Outcome], None]" = ...) -> "Outcome": ...
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -26,7 +32,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("rlm_check", chosen, ids=[each.name for each in chosen], indirect=True)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def _rlm_arenas() -> Iterator[dict[str, Any]]:
     arenas: dict[str, Any] = {}
     yield arenas
@@ -38,10 +44,13 @@ def _rlm_arenas() -> Iterator[dict[str, Any]]:
 
 
 @pytest.fixture
-def rlm_check(request: pytest.FixtureRequest, _rlm_arenas: dict[str, Any]) -> "Callable[[], Outcome]":
-    """Call it to run the check. A known failure is an expected one; one that passes, fails."""
+def rlm_check(request: pytest.FixtureRequest, _rlm_arenas: dict[str, Any]) -> "RunCheck":
+    """Call it to run the check. A known failure is an expected one; one that passes, fails.
+
+    It tells of the outcome before it judges it: `rlm_check(told)`.
+    """
     from rlm_core.conformance.arena import Arena
-    from rlm_core.conformance.runner import Outcome, run_one
+    from rlm_core.conformance.runner import Outcome, allow, run_one
     from rlm_core.portal import portal
 
     marker = request.node.get_closest_marker(MARKER)
@@ -51,11 +60,14 @@ def rlm_check(request: pytest.FixtureRequest, _rlm_arenas: dict[str, Any]) -> "C
 
     async def run() -> Outcome:
         if key not in _rlm_arenas:
-            _rlm_arenas[key] = Arena(marker.args[0], marker.kwargs)
+            arena = Arena(marker.args[0], marker.kwargs)
+            allow(type(arena.environment))
+            _rlm_arenas[key] = arena
         return await run_one(request.param, _rlm_arenas[key])
 
-    def judge() -> Outcome:
+    def judge(told: Callable[[Outcome], None] = lambda outcome: None) -> Outcome:
         outcome: Outcome = portal().run(run())
+        told(outcome)
         if outcome.status == "known failure":
             pytest.xfail(outcome.detail)
         assert outcome.ok, f"{outcome.check.name}: {outcome.check.says} {outcome.detail}"

@@ -10,11 +10,14 @@ from typing import Any, Literal
 from rlm_core.conformance import checks
 from rlm_core.conformance.arena import Arena
 from rlm_core.conformance.check import CHECKS, Check, NotApplicable
+from rlm_core.environment import Environment
 from rlm_core.errors import ConfigError
 from rlm_core.text import one_line, printable
 
 assert checks.__all__  # importing them is what registers them
 CHECK_SECONDS = 180.0
+CLOUD_CHECK_SECONDS = 1_800.0
+"""Where a first use may build an image."""
 Status = Literal["passed", "failed", "known failure", "fixed", "not applicable"]
 
 
@@ -49,13 +52,20 @@ def groups() -> list[str]:
     return list(dict.fromkeys(each.group for each in CHECKS.values()))
 
 
+def allow(environment: type[Environment]) -> None:
+    """Raises ConfigError when a known failure is of a check that there is not: it would hide nothing."""
+    if unknown := sorted(environment.known_failures.keys() - CHECKS.keys()):
+        raise ConfigError(f"known_failures of {environment.name!r}: no check is named {', '.join(unknown)}")
+
+
 async def run_one(check: Check, arena: Arena) -> Outcome:
     """Run a check; never raises for one that fails."""
-    known = type(arena.environment).known_failures.get(check.name)
+    kind = type(arena.environment)
+    known = kind.known_failures.get(check.name)
     began = time.monotonic()
     detail = ""
     try:
-        async with asyncio.timeout(CHECK_SECONDS):
+        async with asyncio.timeout(CLOUD_CHECK_SECONDS if kind.capabilities.costs_money else CHECK_SECONDS):
             await check.run(arena)
         status: Status = "passed" if known is None else "fixed"
     except NotApplicable as error:
@@ -80,6 +90,7 @@ async def run(
     """
     chosen = select(patterns)
     arena = Arena(name, kwargs)
+    allow(type(arena.environment))
     outcomes: list[Outcome] = []
     try:
         for each in chosen:

@@ -175,6 +175,22 @@ async def cancelled_start(arena: Arena) -> None:
     await _until(gone, "a cancelled start has left a sandbox")
 
 
+@check("lifecycle.snapshot")
+async def snapshot(arena: Arena) -> None:
+    """The files of a sandbox can be kept as an image for others, or that is refused in one line."""
+    keeps = type(arena.environment).capabilities.snapshots
+    async with arena.fresh() as (sandbox, session):
+        await session.execute("open('/tmp/kept', 'w').write('42')\nimport os; os.chmod('/tmp/kept', 0o644)")
+        try:
+            image = await sandbox.snapshot()
+        except ConfigError as error:
+            ensure(not keeps and "\n" not in str(error), f"a snapshot was refused: {error}")
+            return
+    ensure(keeps, "the environment says that it keeps no snapshots")
+    async with arena.fresh(image=image) as (_, session):
+        expect((await session.execute("print(open('/tmp/kept').read())")).stdout, "42\n")
+
+
 @check("lifecycle.unknown")
 async def unknown(arena: Arena) -> None:
     """Attaching to what is not there is one clear line; removing it is quiet."""

@@ -3,7 +3,8 @@
 import asyncio
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,27 @@ FIELDS: dict[str, tuple[Any, Holds]] = {}
 """A value of each field of SandboxSpec, and what shows that it holds."""
 OUTSIDE = """
 import socket
-try:
-    socket.create_connection(("192.0.2.1", 53), 3)
-    print("connected")
-except OSError as error:
-    print(type(error).__name__)
+def outcome(address):
+    try:
+        socket.create_connection(address, 3).close()
+        return "connected"
+    except OSError as error:
+        return type(error).__name__
+print(*map(outcome, {addresses}))
+try: print(socket.getaddrinfo("example.com", 443))
+except OSError as error: print(type(error).__name__)
 """
-"""An address of no host (RFC 5737): where there is a network, the attempt times out."""
+NOBODY = [("192.0.2.1", 53), ("2001:db8::1", 53)]
+"""Addresses of no host (RFC 5737, RFC 3849): where there is a network, the attempt times out."""
+SOMEBODY = [("1.1.1.1", 443), ("8.8.8.8", 53), ("169.254.169.254", 80)]
+"""For a provider's machine, whose network is there and leads nowhere: packets get lost on their way. The last
+one is where clouds tell machines their secrets."""
+FETCH = """
+import urllib.request
+def fetch(port):
+    try: urllib.request.urlopen(f"https://127.0.0.1:{port}", timeout=10)
+    except OSError as error: print(port, error)
+"""
 BUSY = """
 import os, time
 end = time.monotonic() + 2
@@ -87,8 +102,40 @@ def _add(name: str) -> None:
 @field("network", "none")
 async def network(arena: Arena, value: Any) -> None:
     async with arena.fresh(network=value) as (_, session):
-        said = (await session.execute(OUTSIDE, timeout=20)).stdout.strip()
-        ensure(said.endswith("Error") and said != "TimeoutError", f"the outside can be reached: {said}")
+        is_cloud = type(arena.environment).capabilities.costs_money
+        code = OUTSIDE.replace("{addresses}", repr(SOMEBODY if is_cloud else NOBODY))
+        said = (await session.execute(code, timeout=50)).stdout.split()
+        ensure(said and said[-1] == "gaierror", f"names are looked up: {said}")
+        lost = "connected" if is_cloud else "TimeoutError"
+        ensure(lost not in said and "connected" not in said, f"the outside can be reached: {said}")
+
+
+@check("policy.network_list")
+async def network_list(arena: Arena) -> None:
+    """Hosts in a list, and no others, are reached by https; or the list is refused by its name."""
+    async with _listening() as (listed, seen), _listening() as (other, seen_by_other):
+        try:
+            async with arena.fresh(network=[f"127.0.0.1:{listed}"]) as (_, session):
+                await session.execute(f"{FETCH}\nfetch({listed})")
+                ensure(seen, "a host that is in the list was not reached")
+                denied = await session.execute(f"fetch({other})")
+                ensure(not seen_by_other, "a host that is not in the list was reached")
+                ensure("403" in denied.stdout, f"the denial is not told: {denied.stdout}")
+        except PolicyNotEnforceable as error:
+            ensure("network" in str(error), f"the refusal does not name the field: {error}")
+
+
+@asynccontextmanager
+async def _listening() -> AsyncIterator[tuple[int, list[bytes]]]:
+    """A server on the host's loopback: its port, and what each connection to it began with."""
+    seen: list[bytes] = []
+
+    async def note(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.append(await reader.read(100))
+        writer.close()
+
+    async with await asyncio.start_server(note, "127.0.0.1", 0) as server:
+        yield server.sockets[0].getsockname()[1], seen
 
 
 @field("cpus", 1.0)
@@ -123,10 +170,10 @@ async def disk(arena: Arena, value: Any) -> None:
         expect((await session.execute("print(1)")).stdout, "1\n")
 
 
-@field("lifetime", 3.0)
+@field("lifetime", 5.0)
 async def lifetime(arena: Arena, value: Any) -> None:
-    began = time.monotonic()
     async with arena.fresh(lifetime=value) as (_, session):
+        began = time.monotonic()
         try:
             await session.execute("import time; time.sleep(60)")
         except SandboxLost as error:
