@@ -44,3 +44,5 @@ EPITAPH_SECONDS = 1.0
 
 MAX_REPLY = 5 << 20
 """An LM's answer, on its way into a cell."""
+MAX_REPLIES_BYTES = 64 << 20
+"""Answers of one session that are kept to be given again after a broken connection."""

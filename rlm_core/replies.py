@@ -39,3 +39,34 @@ def reply_message(call_id: str, result: Answer | Failure) -> pb.CallReply:
 def _clean(text: str) -> str:
     """A str field of the wire is UTF-8."""
     return text[: limits.MAX_FAILURE_CHARS].encode("utf-8", "backslashreplace").decode()
+
+
+class Replies:
+    """Of one session, by call. The oldest are dropped beyond a number or a size.
+
+    They were handed on long ago: an agent never has as many calls without an answer. One that was not is
+    found in the journal, so dropping it costs nothing but a look there.
+    """
+
+    def __init__(self) -> None:
+        self._of_call: dict[str, pb.CallReply] = {}
+        self._bytes = 0
+
+    def get(self, call_id: str) -> pb.CallReply | None:
+        return self._of_call.get(call_id)
+
+    def add(self, call_id: str, reply: pb.CallReply) -> None:
+        self.remove(call_id)
+        self._of_call[call_id] = reply
+        self._bytes += len(reply.answer.text)
+        while len(self._of_call) > limits.MAX_OPEN_CALLS or self._bytes > limits.MAX_REPLIES_BYTES:
+            self.remove(next(iter(self._of_call)))
+
+    def remove(self, call_id: str) -> None:
+        reply = self._of_call.pop(call_id, None)
+        if reply is not None:
+            self._bytes -= len(reply.answer.text)
+
+    def clear(self) -> None:
+        self._of_call.clear()
+        self._bytes = 0

@@ -22,7 +22,7 @@ from rlm_core.context import Encoded, encode
 from rlm_core.environment import TOKEN_KEY, Sandbox, SandboxSpec
 from rlm_core.errors import ConfigError, SandboxLost, VersionMismatch
 from rlm_core.observer import Observer, isolated
-from rlm_core.replies import reply_message
+from rlm_core.replies import Replies, reply_message
 from rlm_core.running_cell import RunningCell
 from rlm_core.tasks import finish_first
 from rlm_core.text import told
@@ -73,7 +73,7 @@ class Session:
         self._write_turn = asyncio.Lock()
         self._cell: RunningCell | None = None
         self._calls: dict[str, asyncio.Task[None]] = {}
-        self._replies: dict[str, pb.CallReply] = {}
+        self._replies = Replies()
         self._resent: dict[str, asyncio.Task[None]] = {}
         self._writing = 0
         """Answers that an agent has not taken from the stream yet."""
@@ -140,7 +140,7 @@ class Session:
         if folder is None:
             await self._ask(self._stub.PutContext, _parts(header, encoded), timeout=seconds)
             return index
-        path = folder / f"{self.id}_{index}"
+        path = folder / secrets.token_hex(16)  # all sessions may read there, and none may list
         try:
             await asyncio.to_thread(_write_new, path, encoded)
             header.shared_file = path.name
@@ -369,7 +369,7 @@ class Session:
             if self._cell is not None:
                 self._cell.take(message.event)
             # The agent has handed this answer on: it will not ask for it again.
-            self._replies.pop(message.event.call_ended.call_id, None)
+            self._replies.remove(message.event.call_ended.call_id)
         elif kind == "call":
             self._take_call(message.call)
         elif kind == "cancel":
@@ -412,10 +412,7 @@ class Session:
             # A client or a tool of somebody else's: one query has failed, and its cell must hear of it.
             log.exception("call %s failed", told(call.id))
             reply = reply_message(call.id, Failure("PROVIDER", f"{type(error).__name__}: {error}"))
-        self._replies[call.id] = reply
-        while len(self._replies) > limits.MAX_OPEN_CALLS:
-            # Handed on long ago: an agent never has as many calls without an answer.
-            del self._replies[next(iter(self._replies))]
+        self._replies.add(call.id, reply)
         self._calls.pop(call.id, None)
         self._writing += 1
         try:

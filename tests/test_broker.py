@@ -4,10 +4,11 @@ import asyncio
 
 import pytest
 
-from rlm_core import CallFailed, LMRequest, LMResponse, ProviderRejected, ScriptedClient
+from rlm_core import CallFailed, LMRequest, LMResponse, ProviderRejected, ScriptedClient, limits
 from rlm_core.broker.broker import Broker, BrokerConfig, Models
 from rlm_core.broker.call import Answer, Call, Failure
 from rlm_core.clients.scripted import Reply
+from rlm_core.replies import Replies, reply_message
 from rlm_core.types import TokenUsage
 
 
@@ -132,3 +133,21 @@ async def test_usage_is_the_sum_of_all_calls_and_each_cell_has_its_record() -> N
 async def test_an_unknown_kind_is_refused() -> None:
     result = await broker(ScriptedClient(["a"])).handle(call(kind=""))
     assert isinstance(result, Failure) and result.code == "INVALID"
+
+
+async def test_calls_that_cost_nothing_do_not_fill_the_host() -> None:
+    made = broker(ScriptedClient(["unused"]))
+    for number in range(1, 1_200):
+        await made.handle(call("x" * 100_000, number, model="no-such-model"))
+    records = made.cell_ended("s", "c1", ok=True)
+    assert len(records) == 1_000
+    assert records[0].prompt == "x" * 1_000 + "… [99,000 more characters]"
+
+
+def test_answers_that_are_kept_are_bounded_by_their_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_REPLIES_BYTES", 1_000)
+    replies = Replies()
+    for number in range(10):
+        replies.add(f"c1/{number}", reply_message(f"c1/{number}", Answer("x" * 300, "m", TokenUsage())))
+    replies.remove("c1/8")
+    assert [number for number in range(10) if replies.get(f"c1/{number}")] == [7, 9]

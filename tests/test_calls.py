@@ -43,6 +43,7 @@ async def test_one_failure_in_a_batch_fails_one_slot(session: Session) -> None:
     [
         ("llm_query(3)", "must be a str, not int"),
         ("llm_query('x', model=3)", "model must be a str or None"),
+        ("llm_query('x', model='m' * 10_000)", "at most 128 characters"),
         ("llm_query_batched('abc')", "must be a list of str"),
         ("llm_query_batched(['x'] * 1_000_000)", "at most 10,000"),
     ],
@@ -128,6 +129,24 @@ thread = threading.Thread(target=late); thread.start()
     assert "no cell is running" in text
 
 
+async def test_refusals_that_nobody_reads_close_the_connection(session: Session) -> None:
+    code = (
+        RAW
+        + """
+s = connect()
+refused = b"".join(frame(20, {"id": n, "kind": "no"}) for n in range(1000))
+sent = 0
+try:
+    while sent < 100_000_000: s.sendall(refused); sent += len(refused)
+    print("all was taken")
+except OSError:
+    print("closed")
+print(llm_query("fine"))
+"""
+    )
+    assert (await session.execute(code)).stdout == "closed\necho fine\n"
+
+
 async def test_forged_and_repeated_ids_and_malformed_frames_only_hurt_their_connection(
     session: Session,
 ) -> None:
@@ -146,6 +165,8 @@ print("not json", closed(frame(20, b"{nope")))
 print("deep json", closed(frame(20, b"[" * 100_000)))
 print("no id", closed(frame(20, {"kind": "llm"})))
 print("worker kind", closed(frame(11, {"id": 1, "cell": "c1", "status": "ok"})))
+print("long header", closed(frame(20, {"id": 1, "kind": "llm", "a": ["x"] * 3_000})))
+print("long id", closed(frame(20, {"id": 1 << 70, "kind": "llm"})))
 print("oversized", closed(struct.pack("!BII", 20, 10, 1 << 30)))
 print("twice", closed(frame(20, {"id": 1, "kind": "llm"}, b"slow") * 2))
 s = connect(); s.sendall(frame(20, {"id": 5, "kind": "root", "call_id": "c1/1", "depth": 0}, b"x"))
@@ -156,7 +177,7 @@ print(llm_query("fine"))
     result = await session.execute(code)
     lines = result.stdout.splitlines()
     assert all(line.endswith("True") for line in lines[:-1]), result.stdout + result.stderr
-    assert len(lines) == 10 and lines[-1] == "echo fine"
+    assert len(lines) == 12 and lines[-1] == "echo fine"
     assert (await session.execute("print('on')")).stdout == "on\n"
 
 

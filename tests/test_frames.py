@@ -64,3 +64,10 @@ def test_a_header_that_is_no_object_is_refused() -> None:
     for header in (b"[]", b"1", b"{", b"[" * 50_000):
         with pytest.raises(FrameError):
             FrameBuffer().feed(PREFIX.pack(Kind.CALL, len(header), 0) + header)
+
+
+def test_a_header_may_be_limited_to_less() -> None:
+    frame = Frame(Kind.CALL, {"id": 1, "model": "m" * 100}).encode()
+    assert len(FrameBuffer().feed(frame)) == 1
+    with pytest.raises(FrameError, match="over the limit"):
+        FrameBuffer(max_header=64).feed(frame)

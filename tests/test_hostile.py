@@ -3,10 +3,18 @@
 import asyncio
 import os
 import signal
+import socket
+import subprocess
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from rlm_agent.supervisor import Known, Supervisor
+from rlm_agent.worker.link import Link
 
+from rlm_core import session as session_module
 from rlm_core.broker.call import Answer, Call, Failure
+from rlm_core.context import Encoded
 from rlm_core.environment import Sandbox, make_environment
 from rlm_core.errors import SandboxLost
 from rlm_core.session import Session
@@ -271,3 +279,37 @@ async def test_a_session_that_loses_its_root_does_not_stop_the_tidying_of_anothe
             await broken.execute(f"{orphan}os.kill(os.getsid(0), 9)\ntime.sleep(600)", timeout=5)
             await broken.execute("1", timeout=5)
     await removed(folder)
+
+
+async def test_a_cell_has_no_pipe_but_its_output(sandbox: Sandbox) -> None:
+    """Not that which wakes the supervisor: whoever fills it stops the supervisor for ever."""
+    pipes = "import os\nfds = [f'/proc/self/fd/{n}' for n in os.listdir('/proc/self/fd')]\nprint(len({os.readlink(f) for f in fds if os.path.lexists(f) and os.readlink(f).startswith('pipe:')}))"
+    async with Session(sandbox, SPEC, echo) as session:
+        assert (await session.execute(pipes)).stdout == "2\n"
+
+
+def test_a_pid_that_is_another_users_now_is_left_alone() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs, subprocess.Popen(["sleep", "600"]) as stranger:
+        known = Known(stranger.pid, os.getuid() + 1, "/nowhere")
+        assert Supervisor(Link(ours))._end_tree(known) == 0
+        assert stranger.poll() is None
+        assert Supervisor(Link(ours))._end_tree(replace(known, user=os.getuid())) == 0
+        assert stranger.wait(10) == -signal.SIGKILL
+
+
+async def test_the_name_of_a_context_can_not_be_guessed(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: list[str] = []
+    write = session_module._write_new
+
+    def noted(path: Path, encoded: Encoded) -> None:
+        names.append(path.name)
+        write(path, encoded)
+
+    monkeypatch.setattr(session_module, "_write_new", noted)
+    async with Session(sandbox, SPEC, echo) as session:
+        await session.put_context("a secret")
+        await session.put_context("another")
+        assert len(set(names)) == 2 and all(len(name) == 32 and session.id not in name for name in names)

@@ -29,6 +29,7 @@ async def shared(request: pytest.FixtureRequest) -> AsyncIterator[tuple[Sandbox,
 LAST_ACTS = {
     "a folder deeper than any stack": "import os\nfor _ in range(1500): os.mkdir('d'); os.chdir('d')\nos.kill(os.getsid(0), 9)",
     "a folder that nobody may enter": "import os\nos.makedirs('a/b'); open('a/b/c', 'w'); os.chmod('a/b', 0); os.chmod('a', 0)\nos.kill(os.getsid(0), 9)",
+    "its own folder shut": "import os\nopen('x', 'w').write('x' * 10_000)\nos.chmod('.', 0)",
     "links out of the folder": "import os\nos.symlink('/', 'root'); os.symlink('..', 'up'); os.link('/proc/self/exe', 'x') if False else None\nos.kill(os.getsid(0), 9)",
     "a stopped root with children": "import os, signal\nos.kill(os.getsid(0), signal.SIGSTOP)\nfor _ in range(60):\n    if os.fork() == 0: os.setpgid(0, 0); signal.pause()",
     "everything of its own killed": "import os\nos.kill(-1, 9)",
@@ -56,6 +57,8 @@ import os
 for folder in ("/tmp", "/dev/shm"):
     for number in range(300): open(f"{folder}/left-{number}", "w").write("x")
     os.makedirs(f"{folder}/deep/" + "d/" * 200)
+    os.mkdir(f"{folder}/left-shut"); open(f"{folder}/left-shut/x", "w").write("x"); os.chmod(f"{folder}/left-shut", 0)
+os.chmod(".", 0)
 """
 COUNT = "import os\nprint(sum(name.startswith(('left', 'deep')) for folder in ('/tmp', '/dev/shm') for name in os.listdir(folder)))"
 

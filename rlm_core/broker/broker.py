@@ -16,6 +16,11 @@ from rlm_core.clients.base import LMClient, LMRequest, LMResponse
 from rlm_core.errors import CallFailed, ConfigError, ProviderError, RunFailed
 from rlm_core.types import RLMChatCompletion, UsageSummary
 
+FAILED_PROMPT_CHARS = 1_000
+"""Of the prompt of a call that failed, in the record of its cell."""
+MAX_FAILURES = 1_000
+"""Failed calls in a row of one cell, beyond which no further ones are recorded."""
+
 
 @dataclass(frozen=True, slots=True)
 class BrokerConfig:
@@ -115,12 +120,21 @@ class Broker:
         meter = UsageMeter()
         if isinstance(result, Answer):
             meter.add(result.model, result.usage)
+        records = self._of_cell.setdefault((call.session_id, call.cell_id), [])
+        failed = isinstance(result, Failure)
+        if failed and sum(record.error is not None for record in records[-MAX_FAILURES:]) == MAX_FAILURES:
+            return  # a cell can make as many calls that cost nothing as it likes
         record = RLMChatCompletion(
             root_model=result.model if isinstance(result, Answer) else (call.model or ""),
-            prompt=call.prompt,
+            prompt=_cut(call.prompt) if failed else call.prompt,
             response=result.text if isinstance(result, Answer) else "",
             usage_summary=meter.summary(),
             execution_time=seconds,
             error=result.message if isinstance(result, Failure) else None,
         )
-        self._of_cell.setdefault((call.session_id, call.cell_id), []).append(record)
+        records.append(record)
+
+
+def _cut(prompt: str) -> str:
+    left_out = len(prompt) - FAILED_PROMPT_CHARS
+    return f"{prompt[:FAILED_PROMPT_CHARS]}… [{left_out:,} more characters]" if left_out > 0 else prompt

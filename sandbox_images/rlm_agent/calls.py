@@ -36,6 +36,8 @@ class Calls:
         self._up = up
         self._pending_bytes = 0
         self.partial_bytes = 0
+        self.refused_bytes = 0
+        """Of refusals that have not been read, as far as is known."""
         self._pending: dict[str, Pending] = {}
         self._connections: set[Connection] = set()
         self._server: asyncio.Server | None = None
@@ -158,7 +160,8 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, calls: Calls) -> None:
         self._calls = calls
-        self._buffer = FrameBuffer()
+        self._buffer = FrameBuffer(limits.MAX_CALL_HEADER)
+        self._refused = 0
         self._open: set[int] = set()
         self._partial = 0
         self._forked: asyncio.Future[dict[str, Any]] | None = None
@@ -190,6 +193,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._count_partial(0)
+        self.resume_writing()
         self._calls.remove(self)
         if self._forked is not None and not self._forked.done():
             self._forked.set_result({"error": "the caller is gone"})
@@ -198,6 +202,24 @@ class Connection(asyncio.Protocol):
         self._open.discard(frame.header["id"])
         if not self._transport.is_closing():
             self._transport.write(frame.encode())
+
+    def resume_writing(self) -> None:
+        """All but a little of what was written has been read."""
+        self._calls.refused_bytes -= self._refused
+        self._refused = 0
+
+    def _refuse(self, local_id: int, why: str) -> None:
+        """Raises FrameError when too much of this has not been read."""
+        frame = Frame(Kind.REPLY, {"id": local_id, "error": why})
+        if not self._transport.get_write_buffer_size():
+            self.resume_writing()
+        self.answer(frame)
+        if self._transport.get_write_buffer_size():
+            size = len(frame.encode())
+            self._refused += size
+            self._calls.refused_bytes += size
+        if self._calls.refused_bytes > limits.MAX_REFUSED_BYTES:
+            raise FrameError("refusals that are not read")
 
     async def fork(self, header: dict[str, Any], fds: Sequence[int]) -> dict[str, Any]:
         async with self._fork_turn:  # a thread forks for one of its calls after the other
@@ -230,10 +252,10 @@ class Connection(asyncio.Protocol):
                 self._forked.set_result(frame.header)
             return
         local_id = frame.header.get("id")
-        if frame.kind is not Kind.CALL or type(local_id) is not int:
+        if frame.kind is not Kind.CALL or type(local_id) is not int or not 0 <= local_id < 1 << 63:
             raise FrameError("not a call")
         if local_id in self._open:
             raise FrameError("call id used twice")
         self._open.add(local_id)
         if refusal := self._calls.admit(self, frame):
-            self.answer(Frame(Kind.REPLY, {"id": local_id, "error": refusal}))
+            self._refuse(local_id, refusal)

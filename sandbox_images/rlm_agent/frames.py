@@ -59,7 +59,7 @@ class Frame:
         return PREFIX.pack(self.kind, len(header), len(self.body)) + header + self.body
 
 
-def parse_prefix(prefix: bytes) -> tuple[Kind, int, int]:
+def parse_prefix(prefix: bytes, max_header: int = limits.MAX_FRAME_HEADER) -> tuple[Kind, int, int]:
     """Kind, header length and body length, each checked against its limit.
 
     Raises:
@@ -68,7 +68,7 @@ def parse_prefix(prefix: bytes) -> tuple[Kind, int, int]:
     kind, header_size, body_size = PREFIX.unpack(prefix)
     if kind not in Kind.__members__.values():
         raise FrameError(f"unknown frame kind {kind}")
-    if header_size > limits.MAX_FRAME_HEADER or body_size > limits.MAX_FRAME_BODY:
+    if header_size > max_header or body_size > limits.MAX_FRAME_BODY:
         raise FrameError(f"frame of {header_size} + {body_size} bytes is over the limit")
     return Kind(kind), header_size, body_size
 
@@ -87,8 +87,9 @@ def parse(kind: Kind, header: bytes, body: bytes) -> Frame:
 class FrameBuffer:
     """Bytes in, frames out; never holds more than one frame of the largest size."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_header: int = limits.MAX_FRAME_HEADER) -> None:
         self._pending = bytearray()
+        self._max_header = max_header
 
     def __len__(self) -> int:
         """Bytes of a frame that is not whole yet."""
@@ -104,7 +105,8 @@ class FrameBuffer:
         frames: list[Frame] = []
         start = 0
         while len(self._pending) - start >= PREFIX.size:
-            kind, header_size, body_size = parse_prefix(bytes(self._pending[start : start + PREFIX.size]))
+            prefix = bytes(self._pending[start : start + PREFIX.size])
+            kind, header_size, body_size = parse_prefix(prefix, self._max_header)
             header_start = start + PREFIX.size
             body_start = header_start + header_size
             end = body_start + body_size

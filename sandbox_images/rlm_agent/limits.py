@@ -24,6 +24,10 @@ MAX_CELLS_REMEMBERED = 4
 """Finished cells whose events a host that reconnects can still ask for."""
 MAX_EVENTS = 10_000
 """Live output events of one cell; what comes later arrives as the tail when the cell ends."""
+MAX_CALL_HEADER = 8 << 10
+"""JSON header of one frame from a cell, which has a few short fields: a long one costs much to parse."""
+MAX_REFUSED_BYTES = 4 << 20
+"""Refusals of one session's calls that nobody has read."""
 MAX_CALL_CONNECTIONS = 512
 MAX_CALL_BYTES = 64 << 20
 """Prompts of one session without an answer, and as much in frames that have only partly arrived."""

@@ -47,10 +47,11 @@ class Supervisor:
         self._users = users
         self._sessions: dict[str, Known] = {}
         self._helpers: set[int] = set()
+        self._wakeup: tuple[int, ...] = ()
 
     def run(self) -> NoReturn:
-        reader, writer = os.pipe()
-        for fd in (reader, writer):
+        self._wakeup = reader, writer = os.pipe()
+        for fd in self._wakeup:
             os.set_blocking(fd, False)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -129,6 +130,9 @@ class Supervisor:
         try:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            # Whoever has an end of our pipe can fill it, and stop us in the middle of a signal.
+            for fd in self._wakeup:
+                os.close(fd)
             self._link.close()
             if user is not None:
                 users.become(user)
@@ -181,11 +185,18 @@ class Supervisor:
             )
             if alone and known.user is not None:
                 self._kill_user(known.user, signal.SIGKILL)
-            left = process.end_below(known.root, self._own_children())
-            with contextlib.suppress(OSError):
-                os.kill(known.root, signal.SIGKILL)
+            left = self._end_tree(known)
             self._remove_files(known, alone=alone)
         return left + self._end_strays()
+
+    def _end_tree(self, known: Known) -> int:
+        """Kill a session's first process and all below it; how many were still there at the end."""
+        if known.user is not None and process.owner(known.root) != known.user:
+            return 0  # a forked one, which has ended, and its pid is somebody else's now
+        left = process.end_below(known.root, self._own_children())
+        with contextlib.suppress(OSError):
+            os.kill(known.root, signal.SIGKILL)
+        return left
 
     def _remove_files(self, known: Known, *, alone: bool) -> None:
         """With the session's own rights, in a process of its own: what it has left may be anything."""

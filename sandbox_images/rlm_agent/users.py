@@ -64,6 +64,7 @@ def be_open_to_own_user() -> None:
 def live_in(folder: str) -> None:
     """Let cells find their packages, and none of the agent's libraries but rlm_agent itself."""
     os.environ["HOME"] = folder
+    os.umask(0o077)  # what a session leaves open is nobody else's to read
     sys.path[:] = [each for each in sys.path if each != AGENT_LIBRARIES]
     environment = Path(os.environ.get("VIRTUAL_ENV", "/nowhere"))
     for packages in environment.glob("lib/python3.*/site-packages"):

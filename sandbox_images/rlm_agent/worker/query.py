@@ -186,6 +186,8 @@ def _checked(prompts: Sequence[str], model: str | None) -> list[bytes | LMReply]
         raise TypeError("prompts must be a list of str; for one prompt use llm_query or rlm_query")
     if model is not None and not isinstance(model, str):
         raise TypeError(f"model must be a str or None, not {type(model).__name__}")
+    if len(model or "") > limits.MAX_ID_CHARS:
+        raise ValueError(f"a model's name has at most {limits.MAX_ID_CHARS} characters")
     if len(prompts) > MAX_BATCH:
         raise ValueError(f"{len(prompts):,} prompts in one batch; at most {MAX_BATCH:,}: split the list")
     return [_checked_prompt(prompt) for prompt in prompts]

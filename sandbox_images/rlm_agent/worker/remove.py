@@ -19,6 +19,8 @@ def remove_tree(path: str) -> None:
             return
         parent, name = os.path.split(os.path.abspath(path))
         os.chdir(parent)
+        with contextlib.suppress(OSError):
+            os.chmod(name, 0o700)
         names = [name]
         os.chdir(name)
         while names:
