@@ -194,8 +194,8 @@ class DockerSandbox(ByteStreamSandbox):
             "start_ahead": True,
             "lifetime": self._spec.lifetime or 0.0,
             "processes": self._asked.pids,
-            # A control group would end all of gVisor's sandbox, and not the one process that takes too much.
-            "process_memory": self._asked.memory if self._asked.is_gvisor else 0,
+            "process_memory": 0,
+            "process_space": self._asked.process_space,
         }
         greeting = await self.configure(self._stream.transport, config)
         if greeting.get("shared") == self.id:

@@ -44,6 +44,8 @@ class AgentConfig:
     """Processes and threads that one session's user may have; 0: no limit of ours."""
     process_memory: int | None = None
     """Bytes that each process may have, 0 for no limit of ours; None: what the session's host asks for."""
+    process_space: int = 0
+    """Bytes of address space that each process may have; 0: no limit."""
     proxy_port: int = 0
     """On the sandbox's own loopback, for what may leave it; 0: nothing may."""
     start_ahead: bool = False

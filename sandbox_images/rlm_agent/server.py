@@ -314,7 +314,7 @@ def _session_config(request: pb.OpenSessionRequest, config: AgentConfig) -> Sess
     return SessionConfig(
         output_bytes=min(asked.output_bytes, limits.MAX_OUTPUT_BYTES) or default.output_bytes,
         interrupt_grace=asked.interrupt_grace_ms / 1000 or default.interrupt_grace,
-        limits=ProcessLimits(memory, config.processes),
+        limits=ProcessLimits(memory, config.processes, config.process_space),
         env={**egress.environment(config.proxy_port), **request.env},
     )
 

@@ -35,6 +35,8 @@ class ProcessLimits:
     """Bytes of data, per process."""
     processes: int = 0
     """Of the session's user, threads included."""
+    space: int = 0
+    """Bytes of address space, per process."""
 
 
 class SupervisorGone(Exception):

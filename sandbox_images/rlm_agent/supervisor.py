@@ -110,7 +110,7 @@ class Supervisor:
         cwd = str(header["cwd"])
 
         def begin() -> None:
-            _limit(int(header.get("memory") or 0), int(header.get("processes") or 0))
+            _limit(header)
             if user is not None:
                 users.live_in(cwd)
             os.environ.update(header["env"])
@@ -271,12 +271,19 @@ def _ends_soon(pid: int) -> bool:
     return True
 
 
-def _limit(memory: int, processes: int) -> None:
+LIMITS = {
+    "memory": resource.RLIMIT_DATA,
+    "processes": resource.RLIMIT_NPROC,
+    "space": resource.RLIMIT_AS,
+}
+
+
+def _limit(header: dict[str, Any]) -> None:
+    """To what a session was given; 0 is no limit."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if processes:
-        resource.setrlimit(resource.RLIMIT_NPROC, (processes, processes))
-    if memory:
-        resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+    for name, number in LIMITS.items():
+        if value := int(header.get(name) or 0):
+            resource.setrlimit(number, (value, value))
 
 
 def main() -> NoReturn:

@@ -28,9 +28,13 @@ PRIVATE_BYTES = 1 << 20
 """The agent's own folder: sockets only."""
 RESERVED_PIDS = 64
 """For the supervisor and the agent, beyond what sessions may have."""
-GVISOR_MEMORY = 256 << 20
+GVISOR_MEMORY = 512 << 20
+GVISOR_SPACE = 128 << 20
+"""Of a process's address space, for programs and what is only mapped."""
 GVISOR_PIDS = 512
-"""gVisor's own memory and threads count too."""
+GVISOR_PIDS_EACH = 16
+"""gVisor's own memory and threads count too, and each process in it has some of them. It holds the limit of a
+session's user itself."""
 INODES_PER_MIB = 256
 OPEN_FILES = 4096
 HOSTNAME = "sandbox"
@@ -55,11 +59,18 @@ class Profile:
 
     @property
     def all_pids(self) -> int:
-        return self.pids + RESERVED_PIDS + (GVISOR_PIDS if self.is_gvisor else 0)
+        all_pids = self.pids + RESERVED_PIDS
+        return GVISOR_PIDS + GVISOR_PIDS_EACH * all_pids if self.is_gvisor else all_pids
 
     @property
     def all_memory(self) -> int:
         return self.memory + (GVISOR_MEMORY if self.is_gvisor else 0)
+
+    @property
+    def process_space(self) -> int:
+        """Bytes of address space of each process: for gVisor, which holds no limit of a process's data. A
+        control group would end all of its sandbox, and not the one process that takes too much."""
+        return self.memory + GVISOR_SPACE if self.is_gvisor else 0
 
     @property
     def is_gvisor(self) -> bool:
