@@ -1,5 +1,6 @@
 """What this machine can do, found out by trying."""
 
+import asyncio
 import os
 import platform
 import shutil
@@ -30,6 +31,7 @@ before = 1
 try: import numpy  # some builds of gVisor die of it
 except ImportError: pass
 """
+CLOUD_SECONDS = 20.0
 CRASH_CELL = "before = 2\nos._exit(7)\n"
 
 
@@ -93,10 +95,12 @@ def _try_environment(name: str) -> EnvironmentReport:
     try:
         notes = portal().run(environment.notes())
         if capabilities.costs_money:
-            running = portal().run(environment.running())
+            running = portal().run(asyncio.wait_for(environment.running(), CLOUD_SECONDS))
             notes = [*notes, f"{len(running)} sandboxes run there; none was started, because it costs money"]
         else:
             build = portal().run(_smoke(environment))
+    except TimeoutError:
+        problem = f"its service did not answer within {CLOUD_SECONDS:g} s"
     except RLMError as error:
         problem = str(error)
     return EnvironmentReport(

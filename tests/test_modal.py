@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -20,6 +21,7 @@ from rlm_core.errors import ConfigError, EngineError, PolicyNotEnforceable, RLME
 from rlm_core.session import Session
 from tests.conftest import Recorder, echo
 from tests.fakes.modal.service import FakeModal
+from tests.support.clouds import run_the_snippet_of, what_the_doctor_says_of
 from tests.support.tls import https_server
 
 pytestmark = [pytest.mark.needs("docker"), pytest.mark.usefixtures("modal")]
@@ -256,3 +258,14 @@ async def test_hosts_of_the_list_are_reached_through_the_agent(transport: str) -
                 code = f"{FETCH}\nfor p in ({port}, {other}): print(fetch(f'https://127.0.0.1:{{p}}'))"
                 first, second = (await session.execute(code)).stdout.splitlines()
     assert first == "b'hello'" and f"127.0.0.1:{other} is not in the allowlist" in second
+
+
+def test_the_doctor_starts_nothing_that_costs_money(modal: FakeModal) -> None:
+    before = len(modal.boxes)
+    what_the_doctor_says_of("modal")
+    assert len(modal.boxes) == before
+
+
+def test_the_snippet_of_the_docs_runs(modal: FakeModal, tmp_path: Path) -> None:
+    run_the_snippet_of("Modal", tmp_path)
+    assert any(box.tags.get("team") == "my-project" for box in modal.boxes.values())

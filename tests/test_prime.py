@@ -1,10 +1,6 @@
 """environment="prime": the real SDK, unchanged, against a service of ours on loopback."""
 
 import asyncio
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +13,7 @@ from rlm_core.errors import ConfigError, EngineError, PolicyNotEnforceable, Sand
 from rlm_core.session import Session
 from tests.conftest import Recorder, echo
 from tests.fakes.prime import FakePrime
-from tests.support.lm_server import lm_server
+from tests.support.clouds import run_the_snippet_of, what_the_doctor_says_of
 
 pytestmark = [pytest.mark.needs("docker"), pytest.mark.usefixtures("prime")]
 
@@ -126,21 +122,11 @@ async def test_a_start_that_is_cancelled_while_the_request_is_on_its_way_leaves_
 
 
 def test_the_doctor_starts_nothing_that_costs_money(prime: FakePrime) -> None:
-    rlm = str(Path(sys.executable).parent / "rlm")
     before = len(prime.machines)
-    done = subprocess.run([rlm, "doctor", "--json"], capture_output=True, text=True, timeout=100)
-    report = {each["name"]: each for each in json.loads(done.stdout)["environments"]}
-    assert report["prime"]["works"] and "costs money" in report["prime"]["notes"][0]
+    what_the_doctor_says_of("prime")
     assert len(prime.machines) == before
 
 
 def test_the_snippet_of_the_docs_runs(prime: FakePrime, tmp_path: Path) -> None:
-    (tmp_path / "war_and_peace.txt").write_text("Pierre. " * 1000)
-    text = (Path(__file__).resolve().parents[1] / "docs" / "environments.md").read_text()
-    snippet = text.partition("```python\n")[2].partition("```")[0]
-    with lm_server(lambda request: "```repl\nimport six; FINAL('Pierre')\n```") as server:
-        env = {**os.environ, "OPENAI_BASE_URL": server.base_url, "OPENAI_API_KEY": "not a key"}
-        command = [sys.executable, "-c", snippet]
-        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=100)
-    assert done.stdout == "Pierre\n", done.stderr
+    run_the_snippet_of("Prime", tmp_path)
     assert any("my-project" in each.request["labels"] for each in prime.machines.values())
