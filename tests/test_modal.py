@@ -21,7 +21,12 @@ from rlm_core.errors import ConfigError, EngineError, PolicyNotEnforceable, RLME
 from rlm_core.session import Session
 from tests.conftest import Recorder, echo
 from tests.fakes.modal.service import FakeModal
-from tests.support.clouds import run_the_snippet_of, what_the_doctor_says_of
+from tests.support.clouds import (
+    ends_at_ctrl_c,
+    reaped_by_command,
+    run_the_snippet_of,
+    what_the_doctor_says_of,
+)
 from tests.support.tls import https_server
 
 pytestmark = [pytest.mark.needs("docker"), pytest.mark.usefixtures("modal")]
@@ -269,3 +274,20 @@ def test_the_doctor_starts_nothing_that_costs_money(modal: FakeModal) -> None:
 def test_the_snippet_of_the_docs_runs(modal: FakeModal, tmp_path: Path) -> None:
     run_the_snippet_of("Modal", tmp_path)
     assert any(box.tags.get("team") == "my-project" for box in modal.boxes.values())
+
+
+@pytest.mark.parametrize(
+    "stage",
+    ["AppGetOrCreate", "ImageGetOrCreate", "SandboxCreateV2", "TaskExecStart", "SandboxWaitUntilReady"],
+)
+async def test_ctrl_c_at_any_moment_of_a_start_leaves_nothing(
+    modal: FakeModal, stage: str, tmp_path: Path
+) -> None:
+    before = {each.id for each in modal.boxes.values() if each.runs}
+    await ends_at_ctrl_c("modal", modal.requests, stage, tmp_path)
+    assert {each.id for each in modal.boxes.values() if each.runs} == before
+
+
+async def test_the_command_ends_what_another_process_has_started() -> None:
+    async with started() as sandbox:
+        await asyncio.to_thread(reaped_by_command, "modal", sandbox.id)

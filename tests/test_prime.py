@@ -13,7 +13,12 @@ from rlm_core.errors import ConfigError, EngineError, PolicyNotEnforceable, Sand
 from rlm_core.session import Session
 from tests.conftest import Recorder, echo
 from tests.fakes.prime import FakePrime
-from tests.support.clouds import run_the_snippet_of, what_the_doctor_says_of
+from tests.support.clouds import (
+    ends_at_ctrl_c,
+    reaped_by_command,
+    run_the_snippet_of,
+    what_the_doctor_says_of,
+)
 
 pytestmark = [pytest.mark.needs("docker"), pytest.mark.usefixtures("prime")]
 
@@ -130,3 +135,29 @@ def test_the_doctor_starts_nothing_that_costs_money(prime: FakePrime) -> None:
 def test_the_snippet_of_the_docs_runs(prime: FakePrime, tmp_path: Path) -> None:
     run_the_snippet_of("Prime", tmp_path)
     assert any("my-project" in each.request["labels"] for each in prime.machines.values())
+
+
+@pytest.mark.parametrize("stage", ["POST /api/v1/sandbox", "batchGet", "upload", "CommandSession/Start"])
+async def test_ctrl_c_at_any_moment_of_a_start_leaves_nothing(
+    prime: FakePrime, stage: str, tmp_path: Path
+) -> None:
+    def running() -> set[str]:
+        return {each.id for each in prime.machines.values() if each.status in ("PENDING", "RUNNING")}
+
+    before = running()
+    await ends_at_ctrl_c("prime", prime.requests, stage, tmp_path)
+    assert running() == before
+
+
+async def test_the_command_ends_what_another_process_has_started() -> None:
+    sandbox = await environment().start()
+    await asyncio.to_thread(reaped_by_command, "prime", sandbox.id)
+    await sandbox.stop()
+
+
+async def test_a_request_that_is_told_to_wait_is_made_again(prime: FakePrime) -> None:
+    """Ten seconds later: the SDK's own pause."""
+    prime.refuse_next = [429]
+    sandbox = await environment().start()
+    await sandbox.stop()
+    assert sum(each == "POST /api/v1/sandbox" for each in prime.requests) == 2
