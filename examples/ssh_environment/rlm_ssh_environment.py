@@ -5,16 +5,16 @@ It is no security boundary but the other machine's account. That machine needs P
 """
 
 import asyncio
+import contextlib
 import shlex
 from typing import Any, ClassVar, cast
 
 from rlm_environments import bundle
-from rlm_environments.byte_stream import ByteStreamSandbox
+from rlm_environments.byte_stream import ByteStreamSandbox, nothing_left_of
 
 from rlm_core import limits
 from rlm_core.environment import Capabilities, Environment, SandboxSpec, track, untrack
 from rlm_core.errors import SandboxLost
-from rlm_core.tasks import finish_first
 from rlm_core.transport.unix import private_folder
 
 LEASE_SECONDS = 60.0
@@ -48,16 +48,10 @@ class SshEnvironment(Environment):
     async def start(self) -> "SshSandbox":
         sandbox = SshSandbox(cast(SshSpec, self.spec))
         track(sandbox)
-        try:
-            async with asyncio.timeout(limits.START_SECONDS):
-                await sandbox.begin()
-                await sandbox.channel.channel_ready()
-            return sandbox
-        except BaseException as error:
-            await finish_first(sandbox.stop())
-            if isinstance(error, (TimeoutError, SandboxLost)):
-                raise SandboxLost(f"no agent over ssh: {sandbox.last_words() or error}") from None
-            raise
+        async with nothing_left_of(sandbox), asyncio.timeout(limits.START_SECONDS):
+            await sandbox.begin()
+            await sandbox.channel.channel_ready()
+        return sandbox
 
 
 class SshSandbox(ByteStreamSandbox):
@@ -66,16 +60,17 @@ class SshSandbox(ByteStreamSandbox):
     def __init__(self, spec: SshSpec) -> None:
         super().__init__(private_folder(), LEASE_SECONDS)
         self._spec = spec
+        self._folder = ""
         self._process: asyncio.SubprocessTransport | None = None
         self._exited = asyncio.Event()
 
     async def begin(self) -> None:
         """Bring the agent there, and start it: from now on its stdin and stdout are the link."""
         python = bundle.Python.parse(await self._run(f"python3 -I -c {shlex.quote(bundle.LOOK)}"))
-        if python is None:
-            raise SandboxLost(f"no python3 on {self._spec.host}")
+        if python is None or python.version < (3, 11):
+            raise SandboxLost(f"no python3 of 3.11 or newer on {self._spec.host}")
         packed = await asyncio.to_thread(bundle.tarball, python, ())
-        folder = (await self._run("mktemp -d")).strip()
+        folder = self._folder = (await self._run("mktemp -d")).strip()
         await self._run(f"cat > {folder}/b.tgz && python3 -m tarfile -e {folder}/b.tgz {folder}", packed)
         environment = ENVIRONMENT.format(path=f"{folder}/opt/rlm/agent")
         agent = f"{environment} python3 -I -c {shlex.quote(AGENT)}"
@@ -91,14 +86,18 @@ class SshSandbox(ByteStreamSandbox):
         await self.configure(stdin, {**config, "lifetime": self._spec.lifetime or 0.0})
 
     def _ssh(self, command: str) -> list[str]:
-        return ["ssh", "-T", "-o", "BatchMode=yes", *self._spec.ssh_options, self._spec.host, command]
+        return ["ssh", "-T", "-o", "BatchMode=yes", *self._spec.ssh_options, "--", self._spec.host, command]
 
     async def _run(self, command: str, data: bytes = b"") -> str:
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(
             *self._ssh(command), stdin=pipe, stdout=pipe, stderr=pipe
         )
-        output, errors = await process.communicate(data)
+        try:
+            output, errors = await process.communicate(data)
+        finally:
+            if process.returncode is None:  # nobody waits for it any more
+                process.kill()
         if process.returncode:
             raise SandboxLost(
                 errors.decode("utf-8", "replace").strip() or f"ssh ended with {process.returncode}"
@@ -116,6 +115,9 @@ class SshSandbox(ByteStreamSandbox):
             except TimeoutError:
                 self._process.kill()
             self._process.close()
+        elif self._folder:  # no agent was started, which would remove it
+            with contextlib.suppress(SandboxLost):
+                await self._run(f"rm -rf {self._folder}")
         untrack(self)
 
     def kill(self) -> None:
@@ -133,7 +135,8 @@ class Wire(asyncio.SubprocessProtocol):
     def pipe_data_received(self, fd: int, data: bytes) -> None:
         (self._sandbox.on_stdout if fd == 1 else self._sandbox.on_stderr)(data)
 
-    def process_exited(self) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It has exited, and all that it wrote has come."""
         self._sandbox._exited.set()
         self._sandbox.has_ended("")
 
