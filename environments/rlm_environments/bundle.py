@@ -48,6 +48,8 @@ class Python:
         """Of what LOOK has printed; None when that is something else."""
         try:
             (major, minor), executable, machine = json.loads(output)
+            if not str(executable).startswith("/"):
+                return None  # it does not know itself where it is
             return cls((int(major), int(minor)), str(executable), str(machine))
         except (ValueError, TypeError):
             return None

@@ -33,13 +33,17 @@ def prime_service() -> Iterator[FakePrime]:
 def prime(
     prime_service: FakePrime, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> FakePrime:
-    monkeypatch.setenv("PRIME_API_BASE_URL", prime_service.url)
+    lead_to_prime(prime_service, monkeypatch, tmp_path_factory.getbasetemp())
+    prime_service.requests.clear()
+    return prime_service
+
+
+def lead_to_prime(service: FakePrime, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    monkeypatch.setenv("PRIME_API_BASE_URL", service.url)
     monkeypatch.setenv("PRIME_API_KEY", fake_prime.KEY)
     monkeypatch.setenv("PRIME_TEAM_ID", "")
     monkeypatch.setenv("XDG_CACHE_HOME", str(Path.home() / ".cache"))
-    monkeypatch.setenv("HOME", str(tmp_path_factory.getbasetemp()))
-    prime_service.requests.clear()
-    return prime_service
+    monkeypatch.setenv("HOME", str(home))
 
 
 @pytest.fixture(scope="session")
@@ -55,9 +59,13 @@ def modal_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeModa
 
 @pytest.fixture
 def modal(modal_service: FakeModal, monkeypatch: pytest.MonkeyPatch) -> FakeModal:
-    monkeypatch.setenv("MODAL_SERVER_URL", modal_service.url)
+    lead_to_modal(modal_service, monkeypatch)
+    modal_service.requests.clear()
+    return modal_service
+
+
+def lead_to_modal(service: FakeModal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODAL_SERVER_URL", service.url)
     monkeypatch.setenv("MODAL_TOKEN_ID", TOKEN[0])
     monkeypatch.setenv("MODAL_TOKEN_SECRET", TOKEN[1])
     monkeypatch.setenv("MODAL_CONFIG_PATH", os.devnull)
-    modal_service.requests.clear()
-    return modal_service

@@ -1,5 +1,5 @@
 """Prime Intellect's service, as far as its SDK speaks to it, on loopback: REST for sandboxes, Connect RPC for
-processes. Its "virtual machines" are containers of the engine on this machine, without a network.
+processes. Its "virtual machines" are those of tests/fakes/machines.py, without a network.
 
 The protocol is that of prime-sandboxes 0.5.1, whose wheel has the messages. As with the real one, output of a
 process that comes while its stream is broken is lost. A minute is shorter here.
@@ -18,9 +18,8 @@ from typing import Any
 
 from aiohttp import web
 from prime_sandboxes._proto.command_session import command_session_pb2
-from rlm_environments.containers.base import debian_reference
 
-from tests.fakes.engine import docker
+from tests.fakes.machines import Containers, Machines
 
 pb: Any = command_session_pb2
 MINUTE = 4.0
@@ -81,12 +80,14 @@ class Machine:
 class FakePrime:
     """Runs in a thread of its own. `url` is for PRIME_API_BASE_URL."""
 
-    def __init__(self) -> None:
+    def __init__(self, machines: Machines | None = None) -> None:
         self.url = ""
+        self._machines = machines or Containers(LABEL)
         self.machines: dict[str, Machine] = {}
         self.by_idempotency_key: dict[str, str] = {}
         self.requests: list[str] = []
         self.create_seconds = 0.0
+        self.minute = MINUTE
         self.refuse_next: list[int] = []
         """Statuses with which the next requests to make a sandbox are refused."""
         self._loop = asyncio.new_event_loop()
@@ -193,34 +194,22 @@ class FakePrime:
 
     async def _boot(self, machine: Machine) -> None:
         asked = machine.request
-        command = ["run", "--detach", "--rm", "--label", LABEL, "--network", "none", "--hostname", machine.id]
-        command += [
-            "--cpus",
-            f"{min(asked['cpu_cores'], 2):g}",
-            "--memory",
-            f"{int(asked['memory_gb'] * 2**30)}",
-        ]
-        command += [
-            "--tmpfs",
-            f"/tmp:exec,size={int(asked['disk_size_gb'] * 2**30)}",
-            debian_reference(),
-            "sleep",
-            "infinity",
-        ]
-        code, output, error = await docker(*command)
-        if code:
-            machine.status = "ERROR"
-            raise AssertionError(error)
-        machine.container = output.strip()
+        machine.container = await self._machines.start(
+            self._machines.base(),
+            cpus=asked["cpu_cores"],
+            memory=int(asked["memory_gb"] * 2**30),
+            env={"PRIME_SANDBOX": machine.id},
+            tmp=int(asked["disk_size_gb"] * 2**30),
+        )
         if machine.status == "TERMINATED":  # meanwhile
-            await docker("rm", "--force", machine.container)
+            await self._machines.remove(machine.container)
             return
         machine.status, machine.active = "RUNNING", self._loop.time()
 
     async def _end(self, machine: Machine, status: str) -> None:
         machine.status = status
         if machine.container:
-            await docker("rm", "--force", machine.container)
+            await self._machines.remove(machine.container)
         for process in machine.processes.values():
             with contextlib.suppress(ProcessLookupError):
                 process.process.kill()
@@ -233,8 +222,8 @@ class FakePrime:
             now = self._loop.time()
             for machine in [each for each in self.machines.values() if each.status == "RUNNING"]:
                 idle = machine.request.get("idle_timeout_minutes")
-                too_old = now - machine.created > machine.request["timeout_minutes"] * MINUTE
-                if too_old or (idle and now - machine.active > idle * MINUTE):
+                too_old = now - machine.created > machine.request["timeout_minutes"] * self.minute
+                if too_old or (idle and now - machine.active > idle * self.minute):
                     await self._end(machine, "TIMEOUT")
 
     async def _list(self, request: web.Request) -> web.Response:
@@ -282,7 +271,8 @@ class FakePrime:
         assert part is not None
         data = bytes(await part.read())  # type: ignore[union-attr]
         path = request.query["path"]
-        await docker("exec", "-i", machine.container, "sh", "-c", f"cat > '{path}'", stdin=data)
+        writer = await self._machines.run(machine.container, ["sh", "-c", f"cat > '{path}'"], {})
+        await writer.communicate(data)
         now = datetime.datetime.now(datetime.UTC).isoformat()
         return web.json_response({"success": True, "path": path, "size": len(data), "timestamp": now})
 
@@ -292,13 +282,9 @@ class FakePrime:
         name = asked.session_uuid or secrets.token_hex(16)
         process = machine.processes.get(name)
         if process is None:
-            command = ["exec", "-i", *(f"--env={name}={value}" for name, value in asked.command.envs.items())]
             assert asked.command.cmd == "/bin/bash"
-            command += [machine.container, "sh", *asked.command.args]
-            pipe = asyncio.subprocess.PIPE
-            child = await asyncio.create_subprocess_exec(
-                "docker", *command, stdin=pipe, stdout=pipe, stderr=pipe
-            )
+            arguments = ["sh", *asked.command.args]
+            child = await self._machines.run(machine.container, arguments, asked.command.envs)
             process = machine.processes[name] = Process(child)
         return await self._stream(request, machine, process, pb.StartResponse)
 

@@ -4,6 +4,8 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.fakes.machines import Machines
+
 KEPT_BYTES = 64 << 20
 """Of a process's output, for a reader that comes again; the real service's bound is not known."""
 CHUNK = 64 << 10
@@ -52,7 +54,7 @@ class Box:
     tags: dict[str, str]
     created: float
     app_id: str
-    container: str = ""
+    machine: str = ""
     result: Any = None
     """Set when it has ended."""
     ended: asyncio.Event = field(default_factory=asyncio.Event)
@@ -76,10 +78,11 @@ class Box:
 class State:
     """What the parts of the service share."""
 
-    def __init__(self) -> None:
+    def __init__(self, machines: Machines) -> None:
+        self.machines = machines
         self.boxes: dict[str, Box] = {}
         self.images: dict[str, str] = {}
-        """Tags of the engine, by the service's ids."""
+        """Of the machines, by the service's ids."""
         self.dropped = asyncio.Event()
         """Set when the streams that are open now break."""
         self.requests: list[str] = []

@@ -10,10 +10,9 @@ from typing import Any
 import grpc
 from aiohttp import web
 from modal_proto import api_pb2
-from rlm_environments.containers.base import debian_reference
 
-from tests.fakes.engine import docker
-from tests.fakes.modal.boxes import LABEL, State
+from tests.fakes.machines import Machines
+from tests.fakes.modal.boxes import State
 
 api: Any = api_pb2
 
@@ -21,8 +20,8 @@ api: Any = api_pb2
 class Images(State):
     """`store` is where large files are put, by HTTP."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, machines: Machines) -> None:
+        super().__init__(machines)
         self.store = ""
         self._apps: dict[str, str] = {}
         self._mounts: dict[str, list[Any]] = {}
@@ -87,7 +86,7 @@ class Images(State):
             tuple(image.dockerfile_commands),
             tuple((each.filename, each.sha256_hex) for each in files),
         )
-        image_id = f"im-{hashlib.sha256(repr((debian_reference(), layer)).encode()).hexdigest()[:22]}"
+        image_id = f"im-{hashlib.sha256(repr((self.machines.base(), layer)).encode()).hexdigest()[:22]}"
         async with self._building:
             error = await self._build(image_id, image, files)
         success, failure = api.GenericResult.GENERIC_STATUS_SUCCESS, api.GenericResult.GENERIC_STATUS_FAILURE
@@ -100,10 +99,9 @@ class Images(State):
         return api.ImageFromIdResponse(image_id=request.image_id)
 
     async def _build(self, image_id: str, image: Any, files: list[Any]) -> str:
-        """Have the engine make a layer, once; what went wrong."""
+        """Make a layer, once; what went wrong."""
         tag = f"rlm-fake-modal:{image_id.removeprefix('im-')}"
-        code, _, _ = await docker("image", "inspect", tag)
-        if code == 0:
+        if await self.machines.has_image(tag):
             self.images[image_id] = tag
             return ""
         lines = list(image.dockerfile_commands)
@@ -111,9 +109,9 @@ class Images(State):
             version = lines[0].partition("python:")[2].partition("-")[0].split(".")
             name = ".".join(version[:2])
             lines = [
-                f"FROM {debian_reference()}",
+                f"FROM {self.machines.base()}",
                 f"RUN python3 -c 'import sys; assert sys.version_info[:2] == ({version[0]}, {version[1]})'",
-                f"RUN mkdir -p /usr/local/bin && ln -s /usr/bin/python3 /usr/local/bin/python{name}",
+                f"RUN mkdir -p /usr/local/bin && ln -sf /usr/bin/python3 /usr/local/bin/python{name}",
             ]
         for base in image.base_images:
             lines[0] = lines[0].replace(f"FROM {base.docker_tag}", f"FROM {self.images[base.image_id]}")
@@ -122,9 +120,7 @@ class Images(State):
                 path = Path(folder) / each.filename.lstrip("/")
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(self._files[each.sha256_hex])
-            (Path(folder) / "Dockerfile").write_text("\n".join(lines))
-            code, output, error = await docker("build", "--quiet", "--label", LABEL, "--tag", tag, folder)
-        if code:
-            return f"{output}{error}"
-        self.images[image_id] = tag
-        return ""
+            error = await self.machines.build(tag, lines, Path(folder))
+        if not error:
+            self.images[image_id] = tag
+        return error

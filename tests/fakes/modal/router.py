@@ -10,8 +10,7 @@ from typing import Any
 import grpc
 from modal_proto import task_command_router_pb2
 
-from tests.fakes.engine import dial_inside, docker
-from tests.fakes.modal.boxes import LABEL, Box, Process, State
+from tests.fakes.modal.boxes import Box, Process, State
 
 router: Any = task_command_router_pb2
 
@@ -30,11 +29,7 @@ class Router(State):
             variables = dict(request.env)
             for source in request.secret_sources:
                 variables |= dict(source.env.contents)
-            command = ["exec", "-i", *(f"--env={name}={value}" for name, value in variables.items())]
-            pipe = asyncio.subprocess.PIPE
-            child = await asyncio.create_subprocess_exec(
-                "docker", *command, box.container, *request.command_args, stdin=pipe, stdout=pipe, stderr=pipe
-            )
+            child = await self.machines.run(box.machine, request.command_args, variables)
             process = box.processes[request.exec_id] = Process(child)
             for fd in (1, 2):
                 task = asyncio.ensure_future(process.keep(fd))
@@ -82,7 +77,7 @@ class Router(State):
         until = time.monotonic() + request.timeout
         while time.monotonic() < until:
             with contextlib.suppress(OSError):
-                (await dial_inside(box.container, port)).close()
+                (await self.machines.dial(box.machine, port)).close()
                 return router.SandboxWaitUntilReadyTcrResponse(ready_at=time.time())
             await asyncio.sleep(0.05)
         return await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "not ready")
@@ -91,7 +86,6 @@ class Router(State):
         box = await self._running(request.task_id, context)
         image_id = f"im-{secrets.token_hex(11)}"
         tag = f"rlm-fake-modal:{image_id.removeprefix('im-')}"
-        code, _, error = await docker("commit", "--change", f"LABEL {LABEL}", box.container, tag)
-        assert code == 0, error
+        await self.machines.keep(box.machine, tag)
         self.images[image_id] = tag
         return router.TaskSnapshotFilesystemResponse(image_id=image_id)

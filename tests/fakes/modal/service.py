@@ -1,9 +1,9 @@
 """Modal's service, as far as its SDK speaks to it, on loopback: the control plane, the command router of a
-sandbox, the store for files, and tunnels. Its sandboxes are containers of the engine on this machine, without
-a network; a tunnel ends TLS and reaches into the container.
+sandbox, the store for files, and tunnels. Its sandboxes are machines (tests/fakes/machines.py), without a
+network; a tunnel ends TLS and reaches into one.
 
 The protocol is that of modal 1.6.4, whose wheel has the messages and the servicers' base classes. Images are
-built by the engine from the Dockerfile commands that the SDK sends, but for the base, which can't be pulled:
+built from the Dockerfile commands that the SDK sends, but for the base, which can't be pulled:
 ours, of Debian's packages, takes its place.
 """
 
@@ -21,7 +21,7 @@ from aiohttp import web
 from google.protobuf.any_pb2 import Any as AnyMessage
 from modal_proto import api_pb2, api_pb2_grpc, task_command_router_pb2_grpc
 
-from tests.fakes.engine import dial_inside, docker
+from tests.fakes.machines import Containers, Machines
 from tests.fakes.modal.access import Check, jwt
 from tests.fakes.modal.boxes import CHUNK, LABEL, Box
 from tests.fakes.modal.images import Images
@@ -36,8 +36,8 @@ GRPC_STATUS = "grpc-status-details-bin"
 class FakeModal(Images, Router):
     """Runs in a thread of its own. `url` is for MODAL_SERVER_URL, `authority` for gRPC's roots."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, machines: Machines | None = None) -> None:
+        super().__init__(machines or Containers(LABEL))
         self.url = ""
         self.create_seconds = 0.0
         self.throttle_next: list[float] = []
@@ -129,7 +129,7 @@ class FakeModal(Images, Router):
         while True:
             await asyncio.sleep(0.1)
             now = self._loop.time()
-            for box in [each for each in self.boxes.values() if each.runs and each.container]:
+            for box in [each for each in self.boxes.values() if each.runs and each.machine]:
                 if box.is_used:
                     box.active = now
                 idle = box.definition.idle_timeout_secs
@@ -146,8 +146,8 @@ class FakeModal(Images, Router):
             server.close()
         for writer in list(box.connections):
             writer.transport.abort()
-        if box.container:
-            await docker("rm", "--force", box.container)
+        if box.machine:
+            await self.machines.remove(box.machine)
         for process in box.processes.values():
             with contextlib.suppress(ProcessLookupError):
                 process.child.kill()
@@ -206,15 +206,15 @@ class FakeModal(Images, Router):
 
     async def _boot(self, box: Box) -> None:
         resources = box.definition.resources
-        command = ["run", "--detach", "--rm", "--label", LABEL, "--network", "none", "--hostname", "modal"]
-        command += ["--cpus", f"{min(resources.milli_cpu_max / 1000, 2):g}"]
-        command += ["--memory", f"{resources.memory_mb_max}m", "--env", "MODAL_TASK_ID=ta-1"]
-        command += [self.images[box.definition.image_id], *box.definition.entrypoint_args]
-        code, output, error = await docker(*command)
-        assert code == 0, error
-        box.container, box.active = output.strip(), self._loop.time()
+        box.machine = await self.machines.start(
+            self.images[box.definition.image_id],
+            cpus=resources.milli_cpu_max / 1000,
+            memory=resources.memory_mb_max << 20,
+            env={"MODAL_TASK_ID": "ta-1"},
+        )
+        box.active = self._loop.time()
         if not box.runs:  # meanwhile
-            await docker("rm", "--force", box.container)
+            await self.machines.remove(box.machine)
 
     async def _open_tunnel(self, box: Box, port: int) -> asyncio.Server:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -224,7 +224,7 @@ class FakeModal(Images, Router):
         async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             box.connections.add(writer)
             try:
-                inside = await asyncio.open_connection(sock=await dial_inside(box.container, port))
+                inside = await asyncio.open_connection(sock=await self.machines.dial(box.machine, port))
                 await asyncio.gather(_pump(reader, inside[1]), _pump(inside[0], writer))
             except OSError:
                 writer.transport.abort()
