@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeAlias
 
 import grpc.aio
 from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
@@ -43,6 +43,10 @@ def _listed(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
+Listed: TypeAlias = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+"""Texts; a single one is a list of one."""
+
+
 class SandboxSpec(BaseModel):
     """The policy of a sandbox, the same for every environment. None is the environment's default."""
 
@@ -68,7 +72,7 @@ class SandboxSpec(BaseModel):
     """Files of the host, by their path in each session's working folder."""
     image: str | None = None
     """`minimal` or `data` (numpy, pandas, scipy), or the base to build on; `debian` needs no registry."""
-    packages: Annotated[tuple[str, ...] | None, BeforeValidator(_listed)] = None
+    packages: Listed | None = None
     """Requirements such as "numpy==2.4.6", for cells."""
     runtime: str | None = None
     """Of the container engine, e.g. "runsc" (gVisor)."""
@@ -244,7 +248,13 @@ def _wrong(error: ErrorDetails, kind: type[SandboxSpec]) -> str:
         hint = f", did you mean {close[0]!r}?" if close else ""
         known = ", ".join(kind.model_fields)
         return f"environment_kwargs: there is no {name!r}{hint} (known: {known})"
-    return f"environment_kwargs: {name}: {error['msg'].removeprefix('Value error, ')}"
+    value = repr(error["input"])[:100]
+    said = {
+        "float_parsing": f"{value} is not a number; times are in seconds",
+        "int_parsing": f"{value} is not a whole number",
+        "byte_size": f"{value} is no size: a number of bytes, or text such as '2GiB'",
+    }.get(error["type"], error["msg"].removeprefix("Value error, "))
+    return f"environment_kwargs: {name}: {said}"
 
 
 _running: dict[Sandbox, int] = {}

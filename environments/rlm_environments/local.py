@@ -74,7 +74,7 @@ class LocalEnvironment(Environment):
                 await finish_first(sandbox.stop())
                 epitaph = await sandbox.epitaph()
             if isinstance(error, (OSError, TimeoutError, SandboxLost)):
-                raise SandboxLost(f"the local agent did not start: {epitaph or error}") from None
+                raise SandboxLost(f"the agent did not start: {epitaph or error}") from None
             raise
 
     def _announce(self) -> None:
@@ -158,7 +158,7 @@ class LocalSandbox(Sandbox):
             return ""
         last = printable(self._log.decode("utf-8", "replace")).strip().splitlines()[-1:]
         why = f": {one_line(last[0], 300)}" if last else ""
-        return f"the local agent has ended with code {self._process.returncode}{why}"
+        return f"the agent has ended with code {self._process.returncode}{why}"
 
     async def _read_log(self) -> None:
         assert self._process.stderr is not None

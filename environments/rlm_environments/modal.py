@@ -31,6 +31,7 @@ from rlm_core import limits
 from rlm_core.environment import (
     Capabilities,
     Environment,
+    Listed,
     RunningSandbox,
     SandboxSpec,
     track,
@@ -74,15 +75,15 @@ class ModalSpec(SandboxSpec):
     app: str = "rlm-sandbox"
     """The App that sandboxes belong to; made when there is none."""
     gpu: str | None = None
-    region: str | tuple[str, ...] | None = None
+    region: Listed | None = None
     idle_timeout: float | None = Field(default=None, ge=1)
     """Seconds without a process, input or connection after which Modal ends the sandbox."""
     tags: Mapping[str, str] = Field(default_factory=dict)
-    secrets: tuple[str, ...] = ()
+    secrets: Listed = ()
     """Names of secrets of your account. Their variables are what cells find in their environment."""
     volumes: Mapping[str, str] = Field(default_factory=dict)
     """Names of volumes by the path where they are mounted, for reading only."""
-    inbound_cidr_allowlist: tuple[str, ...] | None = None
+    inbound_cidr_allowlist: Listed | None = None
     """Networks from which the tunnel may be reached, such as your own; None is any."""
 
 
@@ -354,7 +355,8 @@ async def _asked(request: Awaitable[Any]) -> Any:
 def _explain(error: Exception) -> str:
     line = one_line(printable(str(error) or type(error).__name__), 300)
     if isinstance(error, modal.exception.AuthError):
-        return f"Modal: set MODAL_TOKEN_ID and MODAL_TOKEN_SECRET, or run: modal token new ({line})"
+        why = "there is no token" if "Token missing" in line else f"the token is refused ({line})"
+        return f"Modal: {why}: set MODAL_TOKEN_ID and MODAL_TOKEN_SECRET, or run: modal token new"
     if isinstance(error, modal.exception.ResourceExhaustedError):
         return f"Modal: the account's limit is reached: wait, or start fewer at once ({line})"
     return f"Modal refused: {line}"

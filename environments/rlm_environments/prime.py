@@ -32,6 +32,7 @@ from rlm_core import limits
 from rlm_core.environment import (
     Capabilities,
     Environment,
+    Listed,
     RunningSandbox,
     SandboxSpec,
     track,
@@ -72,7 +73,7 @@ class PrimeSpec(SandboxSpec):
     gpu_count: int = Field(default=0, ge=0)
     idle_timeout: float | None = Field(default=None, ge=60)
     """Seconds without a process's output or input after which Prime ends the sandbox."""
-    labels: tuple[str, ...] = ()
+    labels: Listed = ()
     """Of your own, beside ours."""
 
 
