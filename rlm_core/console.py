@@ -7,7 +7,6 @@ from rich.syntax import Syntax
 from rich.text import Text
 
 from rlm_core.cell import CellResult
-from rlm_core.errors import in_one_line
 from rlm_core.feedback import show
 from rlm_core.observer import Observer
 from rlm_core.parsing import without_thinking
@@ -51,9 +50,6 @@ class ConsoleObserver(Observer):
         self._console.print(
             Panel(text, title=title, style="green" if completion.status == "answered" else "yellow")
         )
-
-    def run_failed(self, error: BaseException) -> None:
-        self._print(in_one_line(error), "red")
 
     def _print(self, text: str, style: str) -> None:
         self._console.print(Text(printable(text)), style=style)

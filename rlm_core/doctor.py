@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 
-from rlm_core.environment import GROUP, Environment, SandboxSpec, make_environment
-from rlm_core.errors import RLMError
+from rlm_core.environment import GROUP, HELD_EVERYWHERE, Environment, SandboxSpec, make_environment
+from rlm_core.errors import RLMError, in_one_line
 from rlm_core.portal import portal
 from rlm_core.session import Session
 
@@ -101,15 +101,15 @@ def _try_environment(name: str) -> EnvironmentReport:
             build = portal().run(_smoke(environment))
     except TimeoutError:
         problem = f"its service did not answer within {CLOUD_SECONDS:g} s"
-    except RLMError as error:
-        problem = str(error)
+    except Exception as error:  # noqa: BLE001 - a third party's, which must not hide the others
+        problem = in_one_line(error)
     return EnvironmentReport(
         name=name,
         works=problem is None,
         isolated=capabilities.isolated,
         summary=capabilities.summary,
-        enforces=sorted(capabilities.enforces),
-        cannot_enforce=sorted(set(SandboxSpec.model_fields) - capabilities.enforces),
+        enforces=sorted(capabilities.enforces | HELD_EVERYWHERE),
+        cannot_enforce=sorted(set(SandboxSpec.model_fields) - capabilities.enforces - HELD_EVERYWHERE),
         problem=problem,
         agent_build=build,
         notes=notes,

@@ -7,10 +7,12 @@ import atexit
 import contextlib
 import difflib
 import os
+import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeAlias
 
@@ -19,9 +21,14 @@ from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, Va
 from pydantic_core import ErrorDetails
 
 from rlm_core.egress.allowlist import Allowlist
-from rlm_core.errors import ConfigError, MissingExtra, PolicyNotEnforceable
+from rlm_core.errors import ConfigError, MissingExtra, PolicyNotEnforceable, in_one_line
 
 GROUP = "rlm.environments"
+DISTRIBUTION = "rlm-sandbox"
+EXIT_SECONDS = 20.0
+"""For all sandboxes that are left to be ended when the interpreter exits."""
+HELD_EVERYWHERE = frozenset({"cell_timeout", "interrupt_grace", "output_bytes", "env", "files"})
+"""Fields of SandboxSpec that session and agent hold, wherever they run."""
 TOKEN_KEY = "rlm-token"
 """In the metadata of every call to an agent."""
 
@@ -166,15 +173,19 @@ class Environment(ABC):
     known_failures: ClassVar[Mapping[str, str]] = {}
     """Checks of rlm_core.conformance that this environment does not pass, and why."""
 
+    def __init_subclass__(cls) -> None:
+        capabilities = getattr(cls, "capabilities", None)
+        if capabilities and (unknown := capabilities.enforces - SandboxSpec.model_fields.keys()):
+            raise TypeError(f"{cls.__name__}.capabilities.enforces: no field is named {sorted(unknown)}")
+
     def __init__(self, spec: SandboxSpec) -> None:
         """Raises PolicyNotEnforceable for a field that is set and that this environment can't hold."""
-        for field in sorted(
-            (spec.model_fields_set & SandboxSpec.model_fields.keys()) - self.capabilities.enforces
-        ):
+        enforces = self.capabilities.enforces | HELD_EVERYWHERE
+        for field in sorted((spec.model_fields_set & SandboxSpec.model_fields.keys()) - enforces):
             if getattr(spec, field) != SandboxSpec.model_fields[field].get_default(call_default_factory=True):
                 raise PolicyNotEnforceable(
                     f"environment {self.name!r} can't enforce {field}={getattr(spec, field)!r}; "
-                    f"it enforces: {', '.join(sorted(self.capabilities.enforces))}"
+                    f"it enforces: {', '.join(sorted(enforces))}"
                 )
         self._spec = spec
 
@@ -225,11 +236,23 @@ def make_environment(name: str, kwargs: Mapping[str, Any]) -> Environment:
         close = difflib.get_close_matches(name.lower(), known_environments(), 1)
         hint = f", did you mean {close[0]!r}?" if close else ";"
         raise ConfigError(f"unknown environment {name!r}{hint} known: {', '.join(known_environments())}")
-    try:
-        kind: type[Environment] = point.load()
-    except ImportError:
-        raise MissingExtra(f"environment {name!r}", name) from None
+    kind = _load(point)
     return kind(parse_spec(kwargs, kind.spec_type))
+
+
+def _load(point: EntryPoint) -> type[Environment]:
+    """Raises MissingExtra for one of ours without its SDK, ConfigError for one that is broken."""
+    try:
+        kind = point.load()
+    except Exception as error:  # noqa: BLE001 - whatever a third party's module does when it is imported
+        if isinstance(error, ImportError) and point.dist is not None and point.dist.name == DISTRIBUTION:
+            raise MissingExtra(f"environment {point.name!r}", point.name) from None
+        raise ConfigError(f"environment {point.name!r} can't be loaded: {in_one_line(error)}") from None
+    if not (isinstance(kind, type) and issubclass(kind, Environment)):
+        raise ConfigError(f"environment {point.name!r}: {point.value} is no subclass of Environment")
+    if missing := sorted(kind.__abstractmethods__):
+        raise ConfigError(f"environment {point.name!r}: {point.value} has no {', '.join(missing)}")
+    return kind
 
 
 def parse_spec(kwargs: Mapping[str, Any], kind: type[SandboxSpec] = SandboxSpec) -> SandboxSpec:
@@ -273,7 +296,17 @@ def untrack(sandbox: Sandbox) -> None:
 
 
 def _end_all() -> None:
-    for sandbox, owner in list(_running.items()):
-        if owner == os.getpid():  # a forked child of the host inherits this list, not what is on it
-            with contextlib.suppress(Exception):  # the others have to be ended too
-                sandbox.kill()
+    """All at once: a service that does not answer must not keep the others running."""
+    # A forked child of the host inherits this list, not what is on it.
+    ours = [sandbox for sandbox, owner in _running.items() if owner == os.getpid()]
+    threads = [threading.Thread(target=_kill, args=(sandbox,), daemon=True) for sandbox in ours]
+    deadline = time.monotonic() + EXIT_SECONDS
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+
+
+def _kill(sandbox: Sandbox) -> None:
+    with contextlib.suppress(Exception):
+        sandbox.kill()

@@ -97,7 +97,10 @@ class MissingExtra(UsageError):
     """An optional package is not installed."""
 
     def __init__(self, what: str, extra: str) -> None:
-        super().__init__(f"{what} needs a package that is not installed: pip install 'rlm-sandbox[{extra}]'")
+        super().__init__(
+            f"{what} needs a package that is not installed: pip install 'rlm-sandbox[{extra}]', "
+            f"or in a clone: pip install -e '.[{extra}]'"
+        )
 
 
 class PolicyNotEnforceable(UsageError):

@@ -18,6 +18,8 @@ MAX_ERROR_CHARS = 128 << 10
 """Of an exception's message or traceback."""
 MAX_OPEN_CALLS = 4_096
 """Calls of one session at work on the host; the agent holds back long before."""
+MAX_AGENT_CALLS = 1_024
+"""Calls of one session that our agent lets have no answer yet (rlm_agent/limits.py)."""
 MAX_ID_CHARS = 256
 
 MAX_FAILURE_CHARS = 2_000

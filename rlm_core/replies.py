@@ -42,10 +42,8 @@ def _clean(text: str) -> str:
 
 
 class Replies:
-    """Of one session, by call. The oldest are dropped beyond a number or a size.
-
-    They were handed on long ago: an agent never has as many calls without an answer. One that was not is
-    found in the journal, so dropping it costs nothing but a look there.
+    """Of one session, by call. The oldest are dropped beyond a number, and beyond a size if they are more
+    than an agent may have open: those were handed on long ago.
     """
 
     def __init__(self) -> None:
@@ -59,8 +57,13 @@ class Replies:
         self.remove(call_id)
         self._of_call[call_id] = reply
         self._bytes += len(reply.answer.text)
-        while len(self._of_call) > limits.MAX_OPEN_CALLS or self._bytes > limits.MAX_REPLIES_BYTES:
+        while self._is_full():
             self.remove(next(iter(self._of_call)))
+
+    def _is_full(self) -> bool:
+        number = len(self._of_call)
+        large = self._bytes > limits.MAX_REPLIES_BYTES and number > limits.MAX_AGENT_CALLS
+        return large or number > limits.MAX_OPEN_CALLS
 
     def remove(self, call_id: str) -> None:
         reply = self._of_call.pop(call_id, None)

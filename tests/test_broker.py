@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from rlm_agent.limits import MAX_PENDING_CALLS
 
 from rlm_core import CallFailed, LMRequest, LMResponse, ProviderRejected, ScriptedClient, limits
 from rlm_core.broker.broker import Broker, BrokerConfig, Models
@@ -146,8 +147,10 @@ async def test_calls_that_cost_nothing_do_not_fill_the_host() -> None:
 
 def test_answers_that_are_kept_are_bounded_by_their_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MAX_REPLIES_BYTES", 1_000)
+    monkeypatch.setattr(limits, "MAX_AGENT_CALLS", 3)
     replies = Replies()
     for number in range(10):
         replies.add(f"c1/{number}", reply_message(f"c1/{number}", Answer("x" * 300, "m", TokenUsage())))
     replies.remove("c1/8")
     assert [number for number in range(10) if replies.get(f"c1/{number}")] == [7, 9]
+    assert MAX_PENDING_CALLS == 1_024  # of the agent: what it may still ask for is never dropped

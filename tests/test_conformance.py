@@ -16,7 +16,7 @@ from rlm_core.errors import ConfigError
 
 PATH = Path(__file__).resolve().parents[1] / "docs" / "environments.md"
 BEGIN, END = "<!-- written by tests/test_conformance.py -->\n", "<!-- to here -->\n"
-COLUMNS = ("local", "bubblewrap", "docker", "modal", "prime")
+COLUMNS = ("local", "bubblewrap", "docker", "modal", "modal, stdio", "prime")
 outcomes: dict[tuple[str, str], Outcome] = {}
 
 
@@ -52,6 +52,13 @@ def test_modal(rlm_check: RunCheck) -> None:
 
 
 @pytest.mark.needs("docker")
+@pytest.mark.usefixtures("modal")
+@pytest.mark.rlm_environment("modal", memory="1GiB", lease=3.0, transport="stdio")
+def test_modal_stdio(rlm_check: RunCheck) -> None:
+    rlm_check(note("modal, stdio"))
+
+
+@pytest.mark.needs("docker")
 @pytest.mark.usefixtures("prime")
 @pytest.mark.rlm_environment("prime", memory="1GiB", lease=3.0)
 def test_prime(rlm_check: RunCheck) -> None:
@@ -76,13 +83,13 @@ def table() -> str:
         words = []
         for column in COLUMNS:
             outcome = outcomes[column, check.name]
-            if outcome.status == "passed":
-                words.append("yes")
+            if outcome.status in ("passed", "refused"):
+                words.append({"passed": "yes", "refused": "refused"}[outcome.status])
                 continue
             reason = outcome.detail
             if reason not in reasons:
                 reasons.append(reason)
-            word = "–" if outcome.status == "not applicable" else "**no**"
+            word = {"not applicable": "–", "known failure": "**no**"}[outcome.status]
             words.append(f"{word} ({reasons.index(reason) + 1})")
         lines.append(f"| `{check.name}` | {check.says} | {' | '.join(words)} |\n")
     lines.append("\n")

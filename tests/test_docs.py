@@ -30,7 +30,7 @@ def test_the_readmes_commands_are_these_and_each_is_run() -> None:
     """`make test` is what CI runs, `make demo` and the others are run below."""
     commands = [line for block in blocks("bash") for line in block.splitlines()]
     assert commands[:2] == ["make demo", "make test"]
-    assert commands[2] == "pip install rlm-sandbox"
+    assert commands[2] == "pip install ."
     assert commands[3].startswith("rlm run ") and len(commands) == 4
     assert ".ci/engine\nmake lint\nmake test\n" in (ROOT / ".ci" / "run").read_text()
 

@@ -20,7 +20,7 @@ def processes() -> Iterator[Processes]:
     made = Processes()
     yield made
     assert not made.running
-    made.close()
+    assert not made.folder.exists()  # the service has closed them
 
 
 def test_prime(processes: Processes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

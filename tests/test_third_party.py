@@ -40,9 +40,66 @@ def test_the_example_over_ssh_passes_every_check(tmp_path: Path) -> None:
             env={**os.environ, "PYTHONPATH": str(target)},
         )
     found = [json.loads(line) for line in done.stdout.splitlines()]
-    bad = [each for each in found if each["status"] not in ("passed", "not applicable")]
+    bad = [each for each in found if each["status"] not in ("passed", "refused", "not applicable")]
     assert found and not bad and done.returncode == 0, (bad, done.stderr[-2000:])
-    assert sum(each["status"] == "passed" for each in found) > 50
+    refused = {each["check"] for each in found if each["status"] == "refused"}
+    assert refused == {
+        f"policy.{name}"
+        for name in ("network", "cpus", "pids", "disk", "image", "packages", "runtime", "lease")
+    }
+
+
+BROKEN = """
+from typing import ClassVar
+from rlm_core.environment import Capabilities, Environment
+class Raises(Environment):
+    name: ClassVar[str] = "raises"
+    capabilities: ClassVar = Capabilities(isolated=False, enforces=frozenset(), summary="x", lists=True)
+    async def start(self): raise KeyError("oops")
+    async def running(self): raise KeyError("oops")
+class Bare(Environment):
+    name: ClassVar[str] = "bare"
+    capabilities: ClassVar = Raises.capabilities
+class Nothing: pass
+"""
+POINTS = """
+[rlm.environments]
+raises = broken_environments:Raises
+bare = broken_environments:Bare
+missing = broken_environments:Nope
+nothing = broken_environments:Nothing
+absent = no_such_module_of_mine:Nope
+"""
+SAID = {
+    "raises": "KeyError('oops')",
+    "bare": "broken_environments:Bare has no start",
+    "missing": "can't be loaded: AttributeError",
+    "nothing": "is no subclass of Environment",
+    "absent": "can't be loaded: ModuleNotFoundError(\"No module named 'no_such_module_of_mine'",
+}
+
+
+def test_environments_that_are_broken_are_named_and_hide_no_other(tmp_path: Path) -> None:
+    (tmp_path / "broken_environments.py").write_text(BROKEN)
+    metadata = tmp_path / "broken-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(POINTS)
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        rlm = str(Path(sys.executable).parent / "rlm")
+        return subprocess.run([rlm, *arguments], capture_output=True, text=True, timeout=100, env=env)
+
+    report = {each["name"]: each for each in json.loads(run("doctor", "--json").stdout)["environments"]}
+    assert report["local"]["works"]
+    for name, said in SAID.items():
+        assert said in report[name]["problem"], name
+    listing = run("sandbox", "ls")
+    assert listing.returncode == 1 and "rlm: raises: KeyError('oops')" in listing.stderr
+    assert "Traceback" not in listing.stderr
+    demo = run("demo", "--env", "absent")
+    assert demo.returncode == 2 and SAID["absent"] in demo.stderr
 
 
 def test_the_guides_commands_are_those_that_were_run() -> None:

@@ -3,6 +3,7 @@
 An image of a container engine is built from it; where a provider builds no images for us, it is uploaded.
 """
 
+import gzip
 import hashlib
 import importlib.util
 import io
@@ -100,7 +101,8 @@ def lay_out(root: Path, python: Python, packages: Sequence[str]) -> None:
     (venv / "pyvenv.cfg").write_text(f"home = {home}\ninclude-system-site-packages = false\n")
     (venv / "bin").mkdir()
     for name in ("python", "python3"):
-        (venv / "bin" / name).symlink_to(python.executable)
+        # Relative: newer tarfile modules unpack no links to absolute paths.
+        (venv / "bin" / name).symlink_to(os.path.relpath(python.executable, "/opt/venv/bin"))
 
 
 def tarball(python: Python, packages: Sequence[str]) -> bytes:
@@ -125,7 +127,11 @@ def _pack(kept: Path, python: Python, packages: Sequence[str]) -> None:
         root = Path(folder) / "root"
         lay_out(root, python, packages)
         buffer = io.BytesIO()
-        with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as tar:
+        # Without a time: whoever packs the same gets the same bytes, by which a provider keeps an image.
+        with (
+            gzip.GzipFile(fileobj=buffer, mode="wb", compresslevel=1, mtime=0) as packed_file,
+            tarfile.open(fileobj=packed_file, mode="w") as tar,
+        ):
             for name in ("opt/rlm", "opt/venv"):
                 tar.add(str(root / name), name, filter=as_root)
     number, part = tempfile.mkstemp(dir=kept.parent, prefix="bundle-")

@@ -88,7 +88,8 @@ class ByteStreamSandbox(Sandbox):
     def on_silence(self) -> None:
         """Nothing has come for a lease, although the agent shows life several times in each: it has gone, or
         the way to it, and it ends as well. Where there is another way, it can be tried instead."""
-        self.has_ended(f"nothing was heard of it for {self.lease:g} s")
+        if not self.ended.is_set():
+            self.has_ended(f"nothing was heard of it for {self.lease:g} s")
 
     def has_ended(self, why: str) -> None:
         """There is no agent any more: tell all who wait for it."""

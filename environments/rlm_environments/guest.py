@@ -4,11 +4,18 @@ The container engine has an image and a profile for this (containers/); a provid
 boundary, and what is done here is for what runs inside of it.
 """
 
+import asyncio
+import contextlib
 import math
+from abc import abstractmethod
+from collections.abc import AsyncIterable, Callable
 from typing import Any
 
 from rlm_core.environment import SandboxSpec
+from rlm_core.tasks import finish_first
 from rlm_environments import posture
+from rlm_environments.byte_stream import ByteStreamSandbox
+from rlm_environments.stdin import StdinTransport
 
 PIDS = 512
 PROXY_PORT = 3128
@@ -32,7 +39,7 @@ ENVIRONMENT: dict[str, str] = {
 def setup(bundle: str) -> list[str]:
     """Shell commands that unpack the bundle at this path, once."""
     return [
-        f"python3 -m tarfile -e {bundle} /",
+        f"python3 -I -m tarfile -e {bundle} /",
         f"rm -f {bundle}",
         f"mkdir -p {RUN_FOLDER}",
         f"chown {AGENT_USER}:{AGENT_USER} {RUN_FOLDER}",
@@ -58,8 +65,9 @@ def command(lease: float, hidden: str) -> list[str]:
     return ["python3", "-I", "-c", BECOME, AGENT, str(math.ceil(lease)), hidden]
 
 
-def config(spec: SandboxSpec, port: int = 0) -> dict[str, Any]:
-    """The agent's, but for what the link adds; `port` is for a tunnel of the provider."""
+def config(spec: SandboxSpec, *, port: int = 0, process_space: int = 0) -> dict[str, Any]:
+    """The agent's, but for what the link adds; `port` is for a tunnel of the provider, `process_space` for a
+    kernel that ends all of a sandbox when one process takes too much."""
     return {
         "folder": f"{RUN_FOLDER}/agent",
         "incoming": "/tmp/.incoming",
@@ -72,10 +80,57 @@ def config(spec: SandboxSpec, port: int = 0) -> dict[str, Any]:
         "lifetime": spec.lifetime or 0.0,
         "processes": spec.pids or PIDS,
         "process_memory": 0,
+        "process_space": process_space,
     }
 
 
 def expected(spec: SandboxSpec) -> posture.Expected:
     """What a sandbox is to find when it looks around; the limits of its machine are outside of it."""
-    sockets = "internet" if spec.network == "full" else "proxy" if spec.allowlist else "unix"
-    return posture.Expected(None, spec.network == "full", sockets, own_network=True, own_kernel=True)
+    return posture.Expected(None, network=spec.network == "full", own_network=True, own_kernel=True)
+
+
+class GuestSandbox(ByteStreamSandbox):
+    """One whose agent is a process that the provider's SDK runs, and that is ended once, whoever asks."""
+
+    stdin: StdinTransport | None = None
+    _stopping: asyncio.Task[None] | None = None
+    following: tuple[asyncio.Task[None], ...] = ()
+
+    def follow(
+        self, stdout: AsyncIterable[bytes], stderr: AsyncIterable[bytes], explain: Callable[[Exception], str]
+    ) -> None:
+        """Take what the process writes, until it ends; `explain` says an error of the SDK in one line."""
+
+        async def read_errors() -> None:
+            with contextlib.suppress(Exception):  # told by the other
+                async for data in stderr:
+                    self.on_stderr(data)
+
+        async def read() -> None:
+            why = ""
+            try:
+                async for data in stdout:
+                    self.on_stdout(data)
+            except Exception as error:  # noqa: BLE001 - whatever the SDK raises, there is no way to it any more
+                why = explain(error)
+            self.has_ended(why)
+
+        self.following = (asyncio.ensure_future(read()), asyncio.ensure_future(read_errors()))
+
+    async def stop(self) -> None:
+        if self._stopping is None:
+            self._stopping = asyncio.ensure_future(self.end())
+        await finish_first(_of(self._stopping))
+
+    @abstractmethod
+    async def end(self) -> None:
+        """Close the link and end the machine; never raises."""
+
+    async def close_link(self) -> None:
+        await super().close_link()
+        if self.stdin is not None:
+            self.stdin.abort()
+
+
+async def _of(task: asyncio.Task[None]) -> None:
+    await task

@@ -25,6 +25,7 @@ from typing import Any, ClassVar, Literal
 import grpc.aio
 import modal
 import modal.exception
+from grpclib.exceptions import StreamTerminatedError
 from pydantic import Field
 
 from rlm_core import limits
@@ -38,12 +39,12 @@ from rlm_core.environment import (
     untrack,
 )
 from rlm_core.errors import ConfigError, EngineError, RLMError, SandboxLost
-from rlm_core.tasks import finish_first
 from rlm_core.text import one_line, printable
 from rlm_core.transport.tls import tls_channel
 from rlm_core.transport.unix import private_folder
 from rlm_environments import bundle, guest, posture
-from rlm_environments.byte_stream import ByteStreamSandbox, nothing_left_of
+from rlm_environments.byte_stream import nothing_left_of
+from rlm_environments.gvisor import GVISOR_MEMORY, process_space
 from rlm_environments.stdin import StdinTransport
 
 log = logging.getLogger("rlm_environments.modal")
@@ -59,8 +60,15 @@ SPARE_SECONDS = 600
 LEASE_SECONDS = 60.0
 CREATE_SECONDS = 1_800.0
 """The first use of an image builds it, which takes a minute or more; and Modal may ask to wait."""
-UNKNOWN_SECONDS = 10.0
+UNKNOWN_SECONDS = 5.0
 """For a request to make a sandbox that nobody wants any more, so that it can be ended."""
+SEARCHES, SEARCH_SECONDS = 5, 5.0
+"""For what such a request has made, when it was not answered."""
+TERMINATE_SECONDS = 40.0
+LEAST_IDLE_SECONDS = 10
+"""Between its start and that of the agent a sandbox is idle, too."""
+APP = "rlm-sandbox"
+"""That all sandboxes belong to; made when there is none."""
 READY_SECONDS = 60
 STOP_SECONDS = 5.0
 BUNDLE = "/.rlm-bundle.tar.gz"
@@ -72,19 +80,18 @@ class ModalSpec(SandboxSpec):
 
     transport: Literal["h2", "stdio"] = "h2"
     """How the agent is reached; the module says what each means."""
-    app: str = "rlm-sandbox"
-    """The App that sandboxes belong to; made when there is none."""
     gpu: str | None = None
     region: Listed | None = None
-    idle_timeout: float | None = Field(default=None, ge=1)
-    """Seconds without a process, input or connection after which Modal ends the sandbox."""
+    idle_timeout: float | None = Field(default=None, ge=10)
+    """Seconds after which Modal ends a sandbox whose agent has ended; while that runs, it is never idle."""
     tags: Mapping[str, str] = Field(default_factory=dict)
     secrets: Listed = ()
     """Names of secrets of your account. Their variables are what cells find in their environment."""
     volumes: Mapping[str, str] = Field(default_factory=dict)
     """Names of volumes by the path where they are mounted, for reading only."""
-    inbound_cidr_allowlist: Listed | None = None
-    """Networks from which the tunnel may be reached, such as your own; None is any."""
+    inbound_cidr_allowlist: Listed | None = Field(default=None, min_length=1)
+    """Networks from which the tunnel may be reached, such as your own; None is any. (An empty list would be
+    the same to Modal, and is refused.)"""
 
 
 class ModalEnvironment(Environment):
@@ -102,10 +109,9 @@ class ModalEnvironment(Environment):
 
     async def start(self) -> "ModalSandbox":
         sandbox = ModalSandbox(self._spec)
-        arguments = _arguments(self._spec, sandbox.id)
         async with nothing_left_of(sandbox):
             async with asyncio.timeout(CREATE_SECONDS):
-                await sandbox.create(arguments)
+                await sandbox.create(_arguments(self._spec, sandbox.id))
             async with asyncio.timeout(limits.START_SECONDS + READY_SECONDS):
                 posture.check(await sandbox.begin(), guest.expected(self._spec))
                 await sandbox.connect()
@@ -113,14 +119,16 @@ class ModalEnvironment(Environment):
         return sandbox
 
     async def running(self) -> list[RunningSandbox]:
-        return [await _running(box) for box in await _listed(self._spec.app, {TAG: "sandbox"})]
+        boxes = await _listed({TAG: "sandbox"})
+        found = await asyncio.gather(*(_running(box) for box in boxes))
+        return [each for each in found if each is not None]
 
     async def remove(self, sandbox_id: str) -> None:
-        for box in await _listed(self._spec.app, {TAG_ID: sandbox_id}):
-            await _asked(box.terminate.aio())
+        for box in await _listed({TAG_ID: sandbox_id}):
+            await _ended(box)
 
 
-class ModalSandbox(ByteStreamSandbox):
+class ModalSandbox(guest.GuestSandbox):
     called = "the sandbox at Modal"
 
     def __init__(self, spec: ModalSpec) -> None:
@@ -128,17 +136,18 @@ class ModalSandbox(ByteStreamSandbox):
         self._spec = spec
         self._box: modal.Sandbox | None = None
         self._creating: asyncio.Task[modal.Sandbox] | None = None
-        self._stdin: StdinTransport | None = None
-        self._tasks: list[asyncio.Task[None]] = []
         self._tunnel: tuple[str, int] | None = None
-        self._stopping: asyncio.Task[None] | None = None
+        self._ending: asyncio.Task[None] | None = None
 
     async def create(self, arguments: Mapping[str, Any]) -> None:
         """Have it made. Once asked for, its id is waited for: it costs money."""
-        app = await _asked(modal.App.lookup.aio(self._spec.app, create_if_missing=True))
+        app = await _asked(modal.App.lookup.aio(APP, create_if_missing=True))
         track(self)  # now that there is a client, which would be closed before us at exit
-        image = await _asked(_image(self._spec).build.aio(app))
-        create = modal.Sandbox.create.aio("sleep", str(2 * DAY), app=app, image=image, **arguments)
+        image = await asyncio.to_thread(_image, self._spec)  # fetches packages, the first time
+        image = await _asked(image.build.aio(app))
+        # Its first process has no variables, which everybody in it may be able to read.
+        wait = ("env", "-i", "sleep", str(2 * DAY))
+        create = modal.Sandbox.create.aio(*wait, app=app, image=image, **arguments)
         self._creating = asyncio.ensure_future(_asked(create))
         self._box = await asyncio.shield(self._creating)
 
@@ -152,12 +161,9 @@ class ModalSandbox(ByteStreamSandbox):
             process.stdin.write(data)
             await process.stdin.drain.aio()
 
-        self._stdin = StdinTransport(send, self.link.set_stream_full, self.has_ended)
-        self._tasks = [
-            asyncio.ensure_future(way) for way in (self._read(process), self._read_errors(process))
-        ]
-        port = PORT if self._spec.transport == "h2" else 0
-        return await self.configure(self._stdin, guest.config(self._spec, port))
+        self.stdin = StdinTransport(send, self.link.set_stream_full, self.has_ended)
+        self.follow(process.stdout, process.stderr, _explain)
+        return await self.configure(self.stdin, _config(self._spec))
 
     async def connect(self) -> None:
         """Reach the agent, and what it listens on."""
@@ -174,7 +180,8 @@ class ModalSandbox(ByteStreamSandbox):
         return tls_channel(*self._tunnel, options) if self._tunnel else super().dial(options)
 
     async def snapshot(self) -> str:
-        """Keep its files as an image of Modal, for 30 days; gives its id, which `image` takes.
+        """Keep its files as an image of Modal, for 30 days; gives its id, which `image` takes. Of cells, what
+        they have in /tmp while their session is open.
 
         Raises:
             EngineError: Modal could not.
@@ -182,62 +189,66 @@ class ModalSandbox(ByteStreamSandbox):
         assert self._box is not None
         return str((await _asked(self._box.snapshot_filesystem.aio())).object_id)
 
-    async def _read(self, process: Any) -> None:
-        why = ""
-        try:
-            async for data in process.stdout:
-                self.on_stdout(data)
-        except Exception as error:  # noqa: BLE001 - whatever the SDK raises, there is no way to it any more
-            why = _explain(error)
-        self.has_ended(why)
+    def on_silence(self) -> None:
+        super().on_silence()
+        if self._tunnel is not None:  # which may still work; without the other way nothing would end it
+            self._ending = asyncio.ensure_future(self.stop())
 
-    async def _read_errors(self, process: Any) -> None:
-        with contextlib.suppress(Exception):  # told by _read
-            async for data in process.stderr:
-                self.on_stderr(data)
-
-    async def stop(self) -> None:
-        if self._stopping is None:
-            self._stopping = asyncio.ensure_future(self._stop())
-        await finish_first(_of(self._stopping))
-
-    async def _stop(self) -> None:
+    async def end(self) -> None:
         try:
             await self.close_link()
             await self.channel.close()
-            if self._stdin is not None:
-                self._stdin.abort()
         finally:
             await self._terminate()
-        if self._tasks:  # their streams end with the sandbox; the SDK complains of one that is left half read
-            await asyncio.wait(self._tasks, timeout=STOP_SECONDS)
-            for task in self._tasks:
-                task.cancel()
+            if self.following:  # they end with the sandbox; the SDK complains of one that is left half read
+                await asyncio.wait(self.following, timeout=STOP_SECONDS)
+                for task in self.following:
+                    task.cancel()
 
     async def _terminate(self) -> None:
-        """By its tag where its id never came: it may have been made all the same."""
         if self._creating is None:
             untrack(self)
             return
         try:
-            done, _ = await asyncio.wait([self._creating], timeout=UNKNOWN_SECONDS)
-            self._creating.cancel()
-            if done and not self._creating.cancelled() and self._creating.exception() is None:
-                boxes = [self._creating.result()]
-            else:
-                boxes = await _listed(self._spec.app, {TAG_ID: self.id})
-            for box in boxes:
-                await _asked(box.terminate.aio())
+            async with asyncio.timeout(TERMINATE_SECONDS):
+                for box in await self._boxes():
+                    await _ended(box)
             untrack(self)
-        except RLMError as error:
-            log.warning("sandbox %s at Modal is not ended, and ends with its lease: %s", self.id, error)
+        except (RLMError, TimeoutError) as error:
+            why = str(error) or f"no answer within {TERMINATE_SECONDS:g} s"
+            log.warning("sandbox %s at Modal is not ended, and ends with its lease: %s", self.id, why)
+
+    async def _boxes(self) -> list[modal.Sandbox]:
+        """By its tag where its id never came: it may have been made all the same, also a little later."""
+        assert self._creating is not None
+        done, _ = await asyncio.wait([self._creating], timeout=UNKNOWN_SECONDS)
+        if box := self._box_made():
+            return [box]
+        self._creating.cancel()
+        looks = 1 if done else SEARCHES  # a request that was refused has made none
+        for _ in range(looks):
+            if found := await _listed({TAG_ID: self.id}):
+                return found
+            await asyncio.sleep(SEARCH_SECONDS / looks)
+        if not done:
+            log.warning(
+                "Modal had not answered a request for sandbox %s when it was given up; if it is made all the "
+                "same, it ends when it is idle",
+                self.id,
+            )
+        return []
+
+    def _box_made(self) -> modal.Sandbox | None:
+        task = self._creating
+        if task is None or not task.done() or task.cancelled() or task.exception() is not None:
+            return None
+        return task.result()
 
     def kill(self) -> None:
         """When the interpreter exits."""
         self.link.remove_folder()
-        if self._box is not None:
-            with contextlib.suppress(modal.exception.Error):
-                self._box.terminate()
+        if box := self._box_made():
+            box.terminate()
 
 
 def _image(spec: ModalSpec) -> modal.Image:
@@ -256,7 +267,10 @@ def _image(spec: ModalSpec) -> modal.Image:
     else:
         base = modal.Image.from_registry(spec.image, add_python=name).entrypoint([])
     path = bundle.packed(python, tuple(sorted(spec.packages or ())))
-    return base.add_local_file(path, BUNDLE, copy=True).run_commands(*guest.setup(BUNDLE))
+    # A snapshot has the Python of whoever made it, and what is kept in it is for users with other numbers.
+    look = f"{python.executable} -I -c 'import sys; assert sys.version_info[:2] == {version}'"
+    commands = [look, *guest.setup(BUNDLE), "chmod -R a+rX /tmp"]
+    return base.add_local_file(path, BUNDLE, copy=True).run_commands(*commands)
 
 
 def _arguments(spec: ModalSpec, sandbox_id: str) -> dict[str, Any]:
@@ -265,25 +279,26 @@ def _arguments(spec: ModalSpec, sandbox_id: str) -> dict[str, Any]:
         raise ConfigError(f"tags: those that begin with {TAG!r} are ours: {', '.join(ours)}")
     if spec.image in ("data", "debian"):
         raise ConfigError(f"image={spec.image!r} is of container engines: name a public image, and packages")
-    if spec.lifetime is not None and spec.lifetime > DAY:
-        raise ConfigError(f"lifetime={spec.lifetime:g}: at most {DAY} s at Modal")
+    if spec.lifetime is not None and spec.lifetime > DAY - SPARE_SECONDS:
+        raise ConfigError(f"lifetime={spec.lifetime:g}: at most {DAY - SPARE_SECONDS} s at Modal")
     if spec.transport == "stdio" and spec.inbound_cidr_allowlist is not None:
         raise ConfigError("inbound_cidr_allowlist is of the tunnel, and transport='stdio' has none")
     if spec.transport == "stdio" and spec.network == "full":
         raise ConfigError("transport='stdio' is for a sandbox without a network: not with network='full'")
     lease = spec.lease or LEASE_SECONDS
     memory = math.ceil((spec.memory or MEMORY) / (1 << 20))
+    whole = memory + (GVISOR_MEMORY >> 20)
     cpus = spec.cpus or CPUS
     arguments: dict[str, Any] = {
-        # What is asked for is the limit as well.
+        # What is asked for is the limit as well, but for what gVisor takes.
         "cpu": (cpus, cpus),
-        "memory": (memory, memory),
+        "memory": (memory, whole),
         "gpu": spec.gpu,
         "region": spec.region,
         # The agent keeps the exact lifetime; Modal's own is for an agent that does not.
-        "timeout": min(math.ceil(spec.lifetime or DAY) + SPARE_SECONDS, DAY),
+        "timeout": math.ceil(spec.lifetime or DAY - SPARE_SECONDS) + SPARE_SECONDS,
         # An agent without a host ends when its lease is over, and what then is idle costs money no longer.
-        "idle_timeout": math.ceil(spec.idle_timeout or lease),
+        "idle_timeout": math.ceil(spec.idle_timeout or max(lease, LEAST_IDLE_SECONDS)),
         "tags": {
             TAG: "sandbox",
             TAG_ID: sandbox_id,
@@ -306,10 +321,10 @@ def _arguments(spec: ModalSpec, sandbox_id: str) -> dict[str, Any]:
     return {**arguments, "h2_ports": [PORT], "readiness_probe": modal.Probe.with_tcp(PORT)}
 
 
-async def _listed(app: str, tags: dict[str, str]) -> list[modal.Sandbox]:
-    """Those that run, of this App; none when there is no such App."""
+async def _listed(tags: dict[str, str]) -> list[modal.Sandbox]:
+    """Those that run; none when there is no App of ours yet."""
     try:
-        found = await _asked(modal.App.lookup.aio(app))
+        found = await _asked(modal.App.lookup.aio(APP))
     except NoSuchThing:
         return []
 
@@ -319,8 +334,17 @@ async def _listed(app: str, tags: dict[str, str]) -> list[modal.Sandbox]:
     return list(await _asked(every()))
 
 
-async def _running(box: modal.Sandbox) -> RunningSandbox:
-    tags: dict[str, str] = await _asked(box.get_tags.aio())
+async def _ended(box: modal.Sandbox) -> None:
+    with contextlib.suppress(NoSuchThing, SandboxLost):  # it is gone
+        await _asked(box.terminate.aio())
+
+
+async def _running(box: modal.Sandbox) -> RunningSandbox | None:
+    """None for one that has gone since it was listed."""
+    try:
+        tags: dict[str, str] = await _asked(box.get_tags.aio())
+    except NoSuchThing:
+        return None
     return RunningSandbox(
         id=tags.get(TAG_ID, ""),
         handle=box.object_id,
@@ -330,8 +354,10 @@ async def _running(box: modal.Sandbox) -> RunningSandbox:
     )
 
 
-async def _of(task: "asyncio.Task[Any]") -> Any:
-    return await task
+def _config(spec: ModalSpec) -> dict[str, Any]:
+    # A GPU's driver reserves far more address space than it uses.
+    space = 0 if spec.gpu else process_space(int(spec.memory or MEMORY))
+    return guest.config(spec, port=PORT if spec.transport == "h2" else 0, process_space=space)
 
 
 class NoSuchThing(EngineError):
@@ -348,7 +374,7 @@ async def _asked(request: Awaitable[Any]) -> Any:
         raise NoSuchThing(_explain(error)) from None
     except (modal.exception.SandboxTerminatedError, modal.exception.SandboxTimeoutError) as error:
         raise SandboxLost(_explain(error)) from None
-    except (modal.exception.Error, OSError, TimeoutError) as error:
+    except (modal.exception.Error, StreamTerminatedError, OSError) as error:
         raise EngineError(_explain(error)) from None
 
 
@@ -357,6 +383,8 @@ def _explain(error: Exception) -> str:
     if isinstance(error, modal.exception.AuthError):
         why = "there is no token" if "Token missing" in line else f"the token is refused ({line})"
         return f"Modal: {why}: set MODAL_TOKEN_ID and MODAL_TOKEN_SECRET, or run: modal token new"
+    if isinstance(error, (modal.exception.ConnectionError, OSError)):
+        return f"Modal can't be reached: {line}"
     if isinstance(error, modal.exception.ResourceExhaustedError):
         return f"Modal: the account's limit is reached: wait, or start fewer at once ({line})"
     return f"Modal refused: {line}"

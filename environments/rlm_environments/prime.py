@@ -43,7 +43,7 @@ from rlm_core.tasks import finish_first
 from rlm_core.text import one_line, printable
 from rlm_core.transport.unix import private_folder
 from rlm_environments import bundle, guest, posture
-from rlm_environments.byte_stream import ByteStreamSandbox, nothing_left_of
+from rlm_environments.byte_stream import nothing_left_of
 from rlm_environments.stdin import StdinTransport
 
 log = logging.getLogger("rlm_environments.prime")
@@ -110,7 +110,7 @@ class PrimeEnvironment(Environment):
                 await _asked(client.delete(box.id))
 
 
-class PrimeSandbox(ByteStreamSandbox):
+class PrimeSandbox(guest.GuestSandbox):
     called = "the sandbox at Prime"
 
     def __init__(self, client: AsyncSandboxClient, spec: PrimeSpec) -> None:
@@ -120,9 +120,6 @@ class PrimeSandbox(ByteStreamSandbox):
         self._box = ""
         self._creating: asyncio.Task[PrimeBox] | None = None
         self._process: AsyncSandboxProcess | None = None
-        self._stdin: StdinTransport | None = None
-        self._tasks: list[asyncio.Task[None]] = []
-        self._stopping: asyncio.Task[None] | None = None
 
     async def create(self, request: CreateSandboxRequest) -> None:
         """Have it made, and wait until it runs. Once asked for, its id is waited for: it costs money."""
@@ -142,9 +139,9 @@ class PrimeSandbox(ByteStreamSandbox):
             self._client.open_process(self._box, command, env=guest.ENVIRONMENT)
         )
         self._process = process
-        self._stdin = StdinTransport(process.write_stdin, self.link.set_stream_full, self.has_ended)
-        self._tasks = [asyncio.ensure_future(way) for way in (self._read(), self._read_errors())]
-        return await self.configure(self._stdin, guest.config(self._spec))
+        self.stdin = StdinTransport(process.write_stdin, self.link.set_stream_full, self.has_ended)
+        self.follow(process.stdout, process.stderr, _explain)
+        return await self.configure(self.stdin, guest.config(self._spec))
 
     async def _look(self) -> bundle.Python:
         """Raises ConfigError: there is no Python that the agent can run on."""
@@ -162,34 +159,11 @@ class PrimeSandbox(ByteStreamSandbox):
             raise SandboxLost(f"a command of the start failed: {one_line(printable(done.stderr), 300)}")
         return str(done.stdout)
 
-    async def _read(self) -> None:
-        assert self._process is not None
-        why = ""
+    async def end(self) -> None:
         try:
-            async for data in self._process.stdout:
-                self.on_stdout(data)
-        except Exception as error:  # noqa: BLE001 - whatever the SDK raises, there is no way to it any more
-            why = one_line(printable(str(error)), 300)
-        self.has_ended(why)
-
-    async def _read_errors(self) -> None:
-        assert self._process is not None
-        with contextlib.suppress(Exception):  # told by _read
-            async for data in self._process.stderr:
-                self.on_stderr(data)
-
-    async def stop(self) -> None:
-        if self._stopping is None:
-            self._stopping = asyncio.ensure_future(self._stop())
-        await finish_first(_of(self._stopping))
-
-    async def _stop(self) -> None:
-        try:
-            await self.close_link()
-            for task in self._tasks:
+            for task in self.following:
                 task.cancel()
-            if self._stdin is not None:
-                self._stdin.abort()
+            await self.close_link()
         finally:
             await self._delete()
         if self._process is not None:
@@ -326,6 +300,8 @@ def _explain(error: Exception) -> str:
         return f"Prime: the key is refused: set PRIME_API_KEY, or run: prime login ({line})"
     if isinstance(error, PaymentRequiredError):
         return f"Prime: the account has no funds ({line})"
+    if "ConnectError" in line or "ConnectTimeout" in line:
+        return f"Prime can't be reached: {line.rpartition(': ')[2]}"
     if "HTTP 429" in line:
         return f"Prime: too many requests, after several attempts: wait, or start fewer at once ({line})"
     return f"Prime refused: {line}"

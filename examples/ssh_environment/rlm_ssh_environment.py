@@ -99,9 +99,8 @@ class SshSandbox(ByteStreamSandbox):
             if process.returncode is None:  # nobody waits for it any more
                 process.kill()
         if process.returncode:
-            raise SandboxLost(
-                errors.decode("utf-8", "replace").strip() or f"ssh ended with {process.returncode}"
-            )
+            lines = errors.decode("utf-8", "replace").splitlines()  # the last one, after its warnings
+            raise SandboxLost(lines[-1] if lines else f"ssh ended with {process.returncode}")
         return output.decode()
 
     async def stop(self) -> None:

@@ -16,6 +16,7 @@ SIGNS = {
     "known failure": "known",
     "fixed": "FIXED",
     "not applicable": "-",
+    "refused": "refused",
 }
 
 
@@ -38,11 +39,11 @@ def conformance(
             say(json.dumps({**fields, "seconds": round(outcome.seconds, 3)}))
             return
         sign = SIGNS[outcome.status]
-        text = f"{sign:7}{outcome.check.name:26}{outcome.seconds:6.1f} s  {outcome.check.says}"
+        text = f"{sign:8}{outcome.check.name:26}{outcome.seconds:6.1f} s  {outcome.check.says}"
         console.print(text, markup=False, highlight=False, soft_wrap=True)
         if outcome.detail:
             console.print(
-                f"       {printable(outcome.detail)}", markup=False, highlight=False, soft_wrap=True
+                f"        {printable(outcome.detail)}", markup=False, highlight=False, soft_wrap=True
             )
 
     outcomes = portal().run(run(environment, read_policy(option or []), check or [], told))

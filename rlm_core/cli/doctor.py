@@ -31,6 +31,8 @@ def _show(report: Report, console: Console) -> None:
         console.print(f"\n[bold]{environment.name}[/bold]: {escape(_state(environment))}")
         for note in environment.notes:
             console.print(f"  {escape(note)}")
+        if not (environment.enforces or environment.cannot_enforce):
+            continue  # it could not be loaded
         console.print(f"  enforces: {', '.join(environment.enforces) or 'nothing'}")
         console.print(f"  can't enforce: {', '.join(environment.cannot_enforce) or 'nothing'}")
 

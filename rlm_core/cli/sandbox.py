@@ -8,10 +8,11 @@ import typer
 
 from rlm_core.cli.output import fail, say_columns
 from rlm_core.environment import Environment, RunningSandbox, known_environments, make_environment
-from rlm_core.errors import ConfigError, EngineError, UsageError
+from rlm_core.errors import ConfigError, in_one_line
 from rlm_core.portal import portal
 from rlm_core.text import printable
 
+ANSWER_SECONDS = 20.0
 app = typer.Typer(no_args_is_help=True, help="Sandboxes that are still there.")
 
 
@@ -53,10 +54,19 @@ async def _all() -> tuple[list[tuple[Environment, RunningSandbox]], bool]:
     for name in known_environments():
         try:
             environment = make_environment(name, {})
-            found += [(environment, sandbox) for sandbox in await environment.running()]
-        except UsageError as error:
-            typer.echo(f"rlm: {name}: {error}", err=True)
-            problems |= isinstance(error, EngineError)  # what is not installed has none
+            if environment.capabilities.lists:
+                running = await asyncio.wait_for(environment.running(), ANSWER_SECONDS)
+                found += [(environment, sandbox) for sandbox in running]
+        except ConfigError:
+            pass  # what is not installed, or has no key, has none of ours
+        except Exception as error:  # noqa: BLE001 - a third party's, which must not hide the others
+            why = (
+                f"no answer within {ANSWER_SECONDS:g} s"
+                if isinstance(error, TimeoutError)
+                else in_one_line(error)
+            )
+            typer.echo(f"rlm: {name}: {why}", err=True)
+            problems = True
     return found, problems
 
 

@@ -105,7 +105,7 @@ def _key_for(base_url: str) -> str:
     key = os.environ.get("OPENAI_API_KEY")
     if not key:
         raise ConfigError(
-            "no API key for OpenAI: set OPENAI_API_KEY, pass backend_kwargs={'api_key': …}, "
+            "no API key for OpenAI: set OPENAI_API_KEY, pass api_key (in backend_kwargs), "
             "or pass base_url for a server that needs none"
         )
     return key

@@ -30,6 +30,10 @@ class Check:
         return self.name.partition(".")[0]
 
 
+class Refused(Exception):
+    """The environment says of a field of the policy, by its name, that it can't hold it."""
+
+
 CHECKS: dict[str, Check] = {}
 
 

@@ -70,7 +70,8 @@ def rlm_check(request: pytest.FixtureRequest, _rlm_arenas: dict[str, Any]) -> "R
         told(outcome)
         if outcome.status == "known failure":
             pytest.xfail(outcome.detail)
-        assert outcome.ok, f"{outcome.check.name}: {outcome.check.says} {outcome.detail}"
+        if not outcome.ok:
+            pytest.fail(f"{outcome.check.says} {outcome.status}: {outcome.detail}", pytrace=False)
         return outcome
 
     return judge

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from rlm_core.conformance import checks
 from rlm_core.conformance.arena import Arena
-from rlm_core.conformance.check import CHECKS, Check, NotApplicable
+from rlm_core.conformance.check import CHECKS, Check, NotApplicable, Refused
 from rlm_core.environment import Environment
 from rlm_core.errors import ConfigError
 from rlm_core.text import one_line, printable
@@ -18,7 +18,7 @@ assert checks.__all__  # importing them is what registers them
 CHECK_SECONDS = 180.0
 CLOUD_CHECK_SECONDS = 1_800.0
 """Where a first use may build an image."""
-Status = Literal["passed", "failed", "known failure", "fixed", "not applicable"]
+Status = Literal["passed", "failed", "known failure", "fixed", "not applicable", "refused"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ def select(patterns: Iterable[str] = ()) -> list[Check]:
     Raises:
         ConfigError: a pattern that no check matches.
     """
-    wanted = list(patterns)
+    wanted = [f"{each}.*" if each in groups() else each for each in patterns]
     for pattern in wanted:
         if not any(fnmatch(name, pattern) for name in CHECKS):
             raise ConfigError(f"no check is named {pattern!r}; groups: {', '.join(groups())}")
@@ -68,6 +68,8 @@ async def run_one(check: Check, arena: Arena) -> Outcome:
         async with asyncio.timeout(CLOUD_CHECK_SECONDS if kind.capabilities.costs_money else CHECK_SECONDS):
             await check.run(arena)
         status: Status = "passed" if known is None else "fixed"
+    except Refused as error:
+        status, detail = "refused", str(error)
     except NotApplicable as error:
         status, detail = "not applicable", str(error)
     except Exception as error:  # noqa: BLE001 - whatever an environment raises is its failure
@@ -87,12 +89,14 @@ async def run(
 
     Raises:
         ConfigError: there is no such environment, field or check.
+        RLMError: no sandbox starts there.
     """
     chosen = select(patterns)
     arena = Arena(name, kwargs)
     allow(type(arena.environment))
     outcomes: list[Outcome] = []
     try:
+        await arena.sandbox()  # where none starts, that is all there is to say
         for each in chosen:
             outcomes.append(await run_one(each, arena))
             told(outcomes[-1])

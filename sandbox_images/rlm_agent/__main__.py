@@ -33,6 +33,7 @@ SERVER_OPTIONS = [
     ("grpc.so_reuseport", 0),
     # Hosts look after a connection that has to cross the internet.
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
 ]
 
 

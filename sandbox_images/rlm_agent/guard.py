@@ -1,4 +1,6 @@
-"""Before every method: the sandbox's bearer token. After every method: one table from errors to statuses."""
+"""Before every method, and before any message is read: the sandbox's bearer token. After every method: one
+table from errors to statuses.
+"""
 
 import hmac
 from collections.abc import Awaitable, Callable
@@ -37,10 +39,13 @@ class Guard(grpc.aio.ServerInterceptor):
         metadata: Any = handler_call_details.invocation_metadata or ()
         sent = dict(metadata).get(TOKEN_KEY, "")
         allowed = isinstance(sent, str) and hmac.compare_digest(sent.encode(), self._token.encode())
-        return _guarded(handler, allowed)
+        if allowed and handler is not None:
+            return _guarded(handler)
+        # As a stream, whatever it is: nothing is received of it, and nothing parsed.
+        return grpc.stream_stream_rpc_method_handler(_unknown if allowed else _refuse)
 
 
-def _guarded(handler: Any, allowed: bool) -> Handler:
+def _guarded(handler: Any) -> Handler:
     codec = {
         "request_deserializer": handler.request_deserializer,
         "response_serializer": handler.response_serializer,
@@ -48,8 +53,6 @@ def _guarded(handler: Any, allowed: bool) -> Handler:
     method = handler.stream_stream or handler.stream_unary or handler.unary_unary
 
     async def guarded(request: Any, context: Context) -> Any:
-        if not allowed:
-            await _refuse(context)
         try:
             return await method(request, context)
         except tuple(STATUS) as error:
@@ -66,7 +69,12 @@ def _guarded(handler: Any, allowed: bool) -> Handler:
     return grpc.unary_unary_rpc_method_handler(guarded, **codec)
 
 
-async def _refuse(context: Context) -> NoReturn:
+async def _unknown(requests: Any, context: Context) -> NoReturn:
+    await context.abort(grpc.StatusCode.UNIMPLEMENTED, "there is no such method")
+    raise AssertionError("abort returned")
+
+
+async def _refuse(requests: Any, context: Context) -> NoReturn:
     await context.abort(grpc.StatusCode.UNAUTHENTICATED, "wrong or missing token")
     raise AssertionError("abort returned")
 

@@ -8,16 +8,17 @@ from pathlib import Path
 import pytest
 
 from tests.fakes import prime as fake_prime
+from tests.fakes.machines import Containers, Machines
 from tests.fakes.modal.access import TOKEN
-from tests.fakes.modal.boxes import LABEL
 from tests.fakes.modal.service import FakeModal
 from tests.fakes.prime import FakePrime
 
 
-def _nothing_left(label: str) -> None:
+def _nothing_left(machines: Machines) -> None:
     """Every sandbox was ended by who started it, or by its service."""
+    assert isinstance(machines, Containers)
     left = subprocess.run(
-        ["docker", "ps", "-q", "--filter", f"label={label}"], capture_output=True, text=True
+        ["docker", "ps", "-q", "--filter", f"label={machines.label}"], capture_output=True, text=True
     )
     assert left.stdout == ""
 
@@ -26,7 +27,7 @@ def _nothing_left(label: str) -> None:
 def prime_service() -> Iterator[FakePrime]:
     with FakePrime() as fake:
         yield fake
-    _nothing_left(fake_prime.LABEL)
+    _nothing_left(fake.boxes)
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def modal_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeModa
         # gRPC reads it once in a process, with its first channel of this kind.
         os.environ["GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"] = str(roots)
         yield fake
-    _nothing_left(LABEL)
+    _nothing_left(fake.machines)
 
 
 @pytest.fixture

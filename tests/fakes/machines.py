@@ -3,6 +3,7 @@
 import asyncio
 import ctypes
 import os
+import secrets
 import socket
 import threading
 from collections.abc import Mapping, Sequence
@@ -28,9 +29,16 @@ class Machines(Protocol):
         ...
 
     async def start(
-        self, image: str, *, cpus: float, memory: int, env: Mapping[str, str], tmp: int = 0
+        self,
+        image: str,
+        command: Sequence[str],
+        *,
+        cpus: float,
+        memory: int,
+        env: Mapping[str, str],
+        tmp: int = 0,
     ) -> str:
-        """Start one that waits, with so many bytes of memory and of files in /tmp; its id."""
+        """Start one with this first process, and so many bytes of memory and of files in /tmp; its id."""
         ...
 
     async def run(
@@ -49,10 +57,15 @@ class Machines(Protocol):
 
     async def remove(self, machine: str) -> None: ...
 
+    async def close(self) -> None:
+        """Remove the images that were kept; those that were built serve the next time, too."""
+
 
 class Containers:
-    def __init__(self, label: str) -> None:
-        self._label = label
+    def __init__(self, name: str, runtime: str = "runc") -> None:
+        self.label = f"rlm-fake={name}-{secrets.token_hex(6)}"
+        self._runtime = runtime
+        self._kept: list[str] = []
 
     def base(self) -> str:
         return debian_reference()
@@ -62,28 +75,25 @@ class Containers:
 
     async def build(self, tag: str, lines: Sequence[str], folder: Path) -> str:
         (folder / "Dockerfile").write_text("\n".join(lines))
-        command = ["build", "--quiet", "--label", self._label, "--tag", tag, str(folder)]
+        command = ["build", "--quiet", "--tag", tag, str(folder)]
         code, output, error = await _docker(*command)
         return f"{output}{error}" if code else ""
 
     async def start(
-        self, image: str, *, cpus: float, memory: int, env: Mapping[str, str], tmp: int = 0
+        self,
+        image: str,
+        command: Sequence[str],
+        *,
+        cpus: float,
+        memory: int,
+        env: Mapping[str, str],
+        tmp: int = 0,
     ) -> str:
-        command = [
-            "run",
-            "--detach",
-            "--rm",
-            "--label",
-            self._label,
-            "--network",
-            "none",
-            "--hostname",
-            "box",
-        ]
-        command += ["--cpus", f"{min(cpus, 2):g}", "--memory", str(memory)]
-        command += [part for name, value in env.items() for part in ("--env", f"{name}={value}")]
-        command += ["--tmpfs", f"/tmp:exec,size={tmp}"] if tmp else []
-        code, output, error = await _docker(*command, image, "sleep", "infinity")
+        options = ["--detach", "--rm", "--label", self.label, "--network", "none", "--hostname", "box"]
+        options += ["--runtime", self._runtime, "--cpus", f"{min(cpus, 2):g}", "--memory", str(memory)]
+        options += [part for name, value in env.items() for part in ("--env", f"{name}={value}")]
+        options += ["--tmpfs", f"/tmp:exec,size={tmp}"] if tmp else []
+        code, output, error = await _docker("run", *options, image, *command)
         assert code == 0, error
         return output.strip()
 
@@ -103,11 +113,16 @@ class Containers:
         return await asyncio.to_thread(dial_inside, int(output), port)
 
     async def keep(self, machine: str, tag: str) -> None:
-        code, _, error = await _docker("commit", "--change", f"LABEL {self._label}", machine, tag)
+        code, _, error = await _docker("commit", machine, tag)
         assert code == 0, error
+        self._kept.append(tag)
 
     async def remove(self, machine: str) -> None:
         await _docker("rm", "--force", machine)
+
+    async def close(self) -> None:
+        for tag in self._kept:
+            await _docker("image", "rm", tag)
 
 
 async def _docker(*arguments: str) -> tuple[int, str, str]:

@@ -25,7 +25,6 @@ pb: Any = command_session_pb2
 MINUTE = 4.0
 """Seconds."""
 KEY = "pk-test"
-LABEL = "rlm-fake=prime"
 END_OF_STREAM = 2
 RPC = "/gateway/{user}/{job}/command_session.CommandSession"
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -82,7 +81,7 @@ class FakePrime:
 
     def __init__(self, machines: Machines | None = None) -> None:
         self.url = ""
-        self._machines = machines or Containers(LABEL)
+        self.boxes = machines or Containers("prime")
         self.machines: dict[str, Machine] = {}
         self.by_idempotency_key: dict[str, str] = {}
         self.requests: list[str] = []
@@ -161,6 +160,7 @@ class FakePrime:
         clock.cancel()
         await asyncio.gather(*(self._end(machine, "TERMINATED") for machine in self.machines.values()))
         await runner.cleanup()
+        await self.boxes.close()
 
     @web.middleware
     async def _check(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -194,22 +194,23 @@ class FakePrime:
 
     async def _boot(self, machine: Machine) -> None:
         asked = machine.request
-        machine.container = await self._machines.start(
-            self._machines.base(),
+        machine.container = await self.boxes.start(
+            self.boxes.base(),
+            ["sleep", "infinity"],
             cpus=asked["cpu_cores"],
             memory=int(asked["memory_gb"] * 2**30),
             env={"PRIME_SANDBOX": machine.id},
             tmp=int(asked["disk_size_gb"] * 2**30),
         )
         if machine.status == "TERMINATED":  # meanwhile
-            await self._machines.remove(machine.container)
+            await self.boxes.remove(machine.container)
             return
         machine.status, machine.active = "RUNNING", self._loop.time()
 
     async def _end(self, machine: Machine, status: str) -> None:
         machine.status = status
         if machine.container:
-            await self._machines.remove(machine.container)
+            await self.boxes.remove(machine.container)
         for process in machine.processes.values():
             with contextlib.suppress(ProcessLookupError):
                 process.process.kill()
@@ -271,7 +272,7 @@ class FakePrime:
         assert part is not None
         data = bytes(await part.read())  # type: ignore[union-attr]
         path = request.query["path"]
-        writer = await self._machines.run(machine.container, ["sh", "-c", f"cat > '{path}'"], {})
+        writer = await self.boxes.run(machine.container, ["sh", "-c", f"cat > '{path}'"], {})
         await writer.communicate(data)
         now = datetime.datetime.now(datetime.UTC).isoformat()
         return web.json_response({"success": True, "path": path, "size": len(data), "timestamp": now})
@@ -284,7 +285,7 @@ class FakePrime:
         if process is None:
             assert asked.command.cmd == "/bin/bash"
             arguments = ["sh", *asked.command.args]
-            child = await self._machines.run(machine.container, arguments, asked.command.envs)
+            child = await self.boxes.run(machine.container, arguments, asked.command.envs)
             process = machine.processes[name] = Process(child)
         return await self._stream(request, machine, process, pb.StartResponse)
 

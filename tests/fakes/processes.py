@@ -25,8 +25,8 @@ PATH = {"PATH": "/usr/local/bin:/usr/bin:/bin"}
 HIDDEN_BELOW = ("usr/src", "usr/include", "usr/share")
 """Large, and nothing that runs."""
 INIT = """\
-import ctypes, fcntl, os, socket, struct, sys, time
-_, layers, upper, work, root = sys.argv
+import ctypes, fcntl, os, socket, struct, sys
+_, layers, upper, work, root, *command = sys.argv
 libc = ctypes.CDLL(None, use_errno=True)
 def mount(source, target, kind, flags, data=""):
     if libc.mount(source.encode(), target.encode(), kind.encode(), flags, data.encode()):
@@ -40,7 +40,7 @@ socket.sethostname("box")
 os.chroot(root)
 os.chdir("/")
 print("up", flush=True)
-while True: time.sleep(3600)
+os.execvp(command[0], command)
 """
 
 
@@ -56,7 +56,7 @@ class Running:
 
 class Processes:
     def __init__(self) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="rlm-machines-", dir="/dev/shm"))
+        self.folder = Path(tempfile.mkdtemp(prefix="rlm-machines-", dir="/dev/shm"))
         self._images: dict[str, list[Path]] = {"base": [self._make_base()]}
         self._machines: dict[str, Running] = {}
 
@@ -64,12 +64,12 @@ class Processes:
     def running(self) -> int:
         return len(self._machines)
 
-    def close(self) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
+    async def close(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _make_base(self) -> Path:
         """A layer in which folders hide the host's own."""
-        layer = self._folder / "base"
+        layer = self.folder / "base"
         hidden = [each.name for each in Path("/").iterdir() if each.is_dir() and each.name not in SHOWN]
         for name in (*hidden, *HIDDEN_BELOW):
             (layer / name).mkdir(parents=True)
@@ -85,7 +85,7 @@ class Processes:
 
     async def build(self, tag: str, lines: Sequence[str], folder: Path) -> str:
         image = lines[0].removeprefix("FROM ").strip()
-        machine = await self.start(image, cpus=1, memory=0, env={})
+        machine = await self.start(image, ["sleep", "infinity"], cpus=1, memory=0, env={})
         try:
             for line in lines[1:]:
                 if line.startswith("COPY . /"):
@@ -106,17 +106,26 @@ class Processes:
             await self.remove(machine)
 
     async def start(
-        self, image: str, *, cpus: float, memory: int, env: Mapping[str, str], tmp: int = 0
+        self,
+        image: str,
+        command: Sequence[str],
+        *,
+        cpus: float,
+        memory: int,
+        env: Mapping[str, str],
+        tmp: int = 0,
     ) -> str:
         name = secrets.token_hex(8)
-        folder = self._folder / name
+        folder = self.folder / name
         for each in ("upper", "work", "root"):
             (folder / each).mkdir(parents=True)
         layers = ":".join(str(each) for each in [*reversed(self._images[image]), Path("/")])
-        command = ["unshare", "--mount", "--pid", "--net", "--ipc", "--uts", "--fork", "--kill-child"]
-        command += ["python3", "-I", "-c", INIT, layers]
-        command += [str(folder / each) for each in ("upper", "work", "root")]
-        process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+        unshare = ["unshare", "--mount", "--pid", "--net", "--ipc", "--uts", "--fork", "--kill-child"]
+        unshare += ["python3", "-I", "-c", INIT, layers]
+        unshare += [str(folder / each) for each in ("upper", "work", "root")]
+        process = await asyncio.create_subprocess_exec(
+            *unshare, *command, stdout=subprocess.PIPE, env={**PATH, **env}
+        )
         assert process.stdout is not None
         assert await process.stdout.readline() == b"up\n"
         (child,) = children(process.pid)
@@ -153,7 +162,7 @@ class Processes:
         return await asyncio.to_thread(dial_inside, self._machines[machine].pid, port)
 
     async def keep(self, machine: str, tag: str) -> None:
-        layer = self._folder / f"layer-{secrets.token_hex(8)}"
+        layer = self.folder / f"layer-{secrets.token_hex(8)}"
         running = self._machines[machine]
         upper = running.folder / "upper"
         await asyncio.to_thread(subprocess.run, ["cp", "-a", str(upper), str(layer)], check=True)

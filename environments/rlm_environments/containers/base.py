@@ -88,9 +88,14 @@ def _pull(engine: Engine, reference: str, say: Say) -> None:
             engine.api.pull(repository, tag=None if ":" in repository.rpartition("/")[2] else "latest")
     except (docker.errors.DockerException, requests.exceptions.RequestException) as error:
         raise EngineError(
-            f"the image {reference.partition('@')[0]} can't be pulled ({one_line(str(error), 200)}); "
-            "without a registry, make one from Debian's packages: rlm image build --base debian"
+            f"the image {reference.partition('@')[0]} can't be pulled ({_why(error)}); "
+            "without a registry, use one that the engine has, or Debian's packages: image='debian'"
         ) from None
+
+
+def _why(error: Exception) -> str:
+    """What the engine says, without the words of HTTP."""
+    return one_line(str(getattr(error, "explanation", "") or error), 200)
 
 
 def _look(engine: Engine, reference: str) -> Python:

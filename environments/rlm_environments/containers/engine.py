@@ -99,6 +99,12 @@ class Engine:
                 f"warning: runc {runc} has known ways out of a container (CVE-2025-31133, -52565, -52881): "
                 "1.2.8, 1.3.3 or newer has not, and runtime='runsc' (gVisor) does without runc"
             )
+        with self.errors():
+            if self.api.info().get("CgroupVersion") == "1":
+                found.append(
+                    "a network (hosts, or full) is refused here, but for runtime='runsc': what sockets hold "
+                    "is not counted by control groups of version 1"
+                )
         return found + [f"warning: {warning}" for warning in self.info.warnings]
 
     def check(self, runtime: str | None) -> None:

@@ -12,6 +12,7 @@ from rlm_core.environment import SandboxSpec
 from rlm_core.errors import ConfigError
 from rlm_environments.containers import seccomp
 from rlm_environments.containers.engine import Engine
+from rlm_environments.gvisor import GVISOR_MEMORY, process_space
 from rlm_environments.posture import Expected
 
 AGENT_USER = 64_000
@@ -28,13 +29,10 @@ PRIVATE_BYTES = 1 << 20
 """The agent's own folder: sockets only."""
 RESERVED_PIDS = 64
 """For the supervisor and the agent, beyond what sessions may have."""
-GVISOR_MEMORY = 512 << 20
-GVISOR_SPACE = 128 << 20
-"""Of a process's address space, for programs and what is only mapped."""
 GVISOR_PIDS = 512
 GVISOR_PIDS_EACH = 16
-"""gVisor's own memory and threads count too, and each process in it has some of them. It holds the limit of a
-session's user itself."""
+"""gVisor's own threads count too, and each process in it has some of them. It holds the limit of a session's
+user itself."""
 INODES_PER_MIB = 256
 OPEN_FILES = 4096
 HOSTNAME = "sandbox"
@@ -68,9 +66,8 @@ class Profile:
 
     @property
     def process_space(self) -> int:
-        """Bytes of address space of each process: for gVisor, which holds no limit of a process's data. A
-        control group would end all of its sandbox, and not the one process that takes too much."""
-        return self.memory + GVISOR_SPACE if self.is_gvisor else 0
+        """Bytes of address space of each process; 0: no limit but the container's."""
+        return process_space(self.memory) if self.is_gvisor else 0
 
     @property
     def is_gvisor(self) -> bool:

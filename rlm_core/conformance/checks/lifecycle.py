@@ -140,11 +140,11 @@ async def orphan(arena: Arena) -> None:
     _needs_listing(arena)
     kwargs = json.dumps({**arena.kwargs, "lease": LEASE}, default=str)
     host = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", HOST, arena.name, kwargs, stdout=subprocess.PIPE
+        sys.executable, "-c", HOST, arena.name, kwargs, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    output, _ = await host.communicate()
+    output, errors = await host.communicate()
     sandbox_id = output.decode().strip()
-    ensure(sandbox_id, "the host did not start a sandbox")
+    ensure(sandbox_id, f"the host did not start a sandbox: {errors.decode()[-300:]}")
 
     async def gone() -> bool:
         return sandbox_id not in await _listed(arena.environment)
@@ -180,7 +180,7 @@ async def snapshot(arena: Arena) -> None:
     """The files of a sandbox can be kept as an image for others, or that is refused in one line."""
     keeps = type(arena.environment).capabilities.snapshots
     async with arena.fresh() as (sandbox, session):
-        await session.execute("open('/tmp/kept', 'w').write('42')\nimport os; os.chmod('/tmp/kept', 0o644)")
+        await session.execute("with open('/tmp/kept', 'w') as file: file.write('42')")
         try:
             image = await sandbox.snapshot()
         except ConfigError as error:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rlm_core.conformance.arena import Arena
-from rlm_core.conformance.check import NotApplicable, check, ensure, expect
-from rlm_core.environment import SandboxSpec
+from rlm_core.conformance.check import NotApplicable, Refused, check, ensure, expect
+from rlm_core.environment import HELD_EVERYWHERE, SandboxSpec
 from rlm_core.errors import PolicyNotEnforceable, SandboxLost
 
 Holds = Callable[[Arena, Any], Awaitable[None]]
@@ -86,12 +86,12 @@ def field(name: str, value: Any) -> Callable[[Holds], Holds]:
 def _add(name: str) -> None:
     async def run(arena: Arena) -> None:
         value, holds = FIELDS[name]
-        if name not in type(arena.environment).capabilities.enforces:
+        if name not in type(arena.environment).capabilities.enforces | HELD_EVERYWHERE:
             try:
                 arena.make(**{name: value})
             except PolicyNotEnforceable as error:
                 ensure(name in str(error), f"the refusal does not name the field: {error}")
-                return
+                raise Refused(f"refused by its name: `{name}`") from None
             ensure(False, f"{name} is not enforced, and not refused either")
         await holds(arena, value)
 

@@ -9,7 +9,6 @@ from tests.fakes.machines import Machines
 KEPT_BYTES = 64 << 20
 """Of a process's output, for a reader that comes again; the real service's bound is not known."""
 CHUNK = 64 << 10
-LABEL = "rlm-fake=modal"
 
 
 @dataclass
@@ -63,6 +62,7 @@ class Box:
     connections: set[asyncio.StreamWriter] = field(default_factory=set)
     active: float = 0.0
     secret_sources: list[Any] = field(default_factory=list)
+    variables: dict[str, str] = field(default_factory=dict)
 
     @property
     def runs(self) -> bool:

@@ -23,7 +23,7 @@ from modal_proto import api_pb2, api_pb2_grpc, task_command_router_pb2_grpc
 
 from tests.fakes.machines import Containers, Machines
 from tests.fakes.modal.access import Check, jwt
-from tests.fakes.modal.boxes import CHUNK, LABEL, Box
+from tests.fakes.modal.boxes import CHUNK, Box
 from tests.fakes.modal.images import Images
 from tests.fakes.modal.router import Router
 
@@ -37,9 +37,10 @@ class FakeModal(Images, Router):
     """Runs in a thread of its own. `url` is for MODAL_SERVER_URL, `authority` for gRPC's roots."""
 
     def __init__(self, machines: Machines | None = None) -> None:
-        super().__init__(machines or Containers(LABEL))
+        super().__init__(machines or Containers("modal"))
         self.url = ""
         self.create_seconds = 0.0
+        self._making: list[asyncio.Future[Box]] = []
         self.throttle_next: list[float] = []
         """Seconds that the next requests to make a sandbox are told to wait."""
         self.refuse_next: list[tuple[grpc.StatusCode, str]] = []
@@ -124,6 +125,7 @@ class FakeModal(Images, Router):
         await asyncio.gather(*(self._end(box, status) for box in self.boxes.values()))
         await server.stop(1.0)
         await runner.cleanup()
+        await self.machines.close()
 
     async def _watch_time(self) -> None:
         while True:
@@ -167,7 +169,7 @@ class FakeModal(Images, Router):
 
     async def SandboxCreateV2(self, request: Any, context: Any) -> Any:
         # Not of the form of the first version's ids, by which the SDK tells where to ask.
-        box = await self._make(f"sb-{secrets.token_hex(16)}", request, context)
+        box = await self._made(f"sb-{secrets.token_hex(16)}", request, context)
         return api.SandboxCreateV2Response(
             sandbox_id=box.id,
             task_id=box.task_id,
@@ -177,20 +179,27 @@ class FakeModal(Images, Router):
 
     async def SandboxCreate(self, request: Any, context: Any) -> Any:
         """The first version, which the SDK takes for GPUs."""
-        box = await self._make(f"sb-{secrets.token_hex(11)}", request, context)
+        box = await self._made(f"sb-{secrets.token_hex(11)}", request, context)
         return api.SandboxCreateResponse(sandbox_id=box.id)
 
-    async def _make(self, name: str, request: Any, context: Any) -> Box:
+    async def _made(self, name: str, request: Any, context: Any) -> Box:
         if self.throttle_next:
             await self._throttle(context, self.throttle_next.pop(0))
         if self.refuse_next:
             await context.abort(*self.refuse_next.pop(0))
+        making = asyncio.ensure_future(self._make(name, request))
+        self._making.append(making)
+        return await asyncio.shield(making)  # it is made, also when nobody waits for it any more
+
+    async def _make(self, name: str, request: Any) -> Box:
         tags = {each.tag_name: each.tag_value for each in request.tags}
         task_id = f"ta-{secrets.token_hex(8)}V"
         box = Box(name, task_id, request.definition, tags, self._loop.time(), request.app_id)
         box.secret_sources = list(getattr(request, "secret_sources", ()))
-        self.boxes[name] = box
+        if any(each.secret_id == "st-known" for each in box.secret_sources):
+            box.variables["KNOWN_SECRET"] = "42"
         await asyncio.sleep(self.create_seconds)
+        self.boxes[name] = box
         await self._boot(box)
         for each in box.definition.open_ports.ports:
             box.tunnels[each.port] = await self._open_tunnel(box, each.port)
@@ -208,9 +217,10 @@ class FakeModal(Images, Router):
         resources = box.definition.resources
         box.machine = await self.machines.start(
             self.images[box.definition.image_id],
+            box.definition.entrypoint_args,
             cpus=resources.milli_cpu_max / 1000,
             memory=resources.memory_mb_max << 20,
-            env={"MODAL_TASK_ID": "ta-1"},
+            env={"MODAL_TASK_ID": "ta-1", **box.variables},
         )
         box.active = self._loop.time()
         if not box.runs:  # meanwhile
