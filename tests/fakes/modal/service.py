@@ -203,6 +203,9 @@ class FakeModal(Images, Router):
         await self._boot(box)
         for each in box.definition.open_ports.ports:
             box.tunnels[each.port] = await self._open_tunnel(box, each.port)
+        if not box.runs:  # ended meanwhile
+            for server in box.tunnels.values():
+                server.close()
         return box
 
     async def _throttle(self, context: Any, seconds: float) -> None:
