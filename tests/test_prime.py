@@ -57,15 +57,16 @@ async def test_tokens_that_expire_are_renewed(prime: FakePrime) -> None:
     await sandbox.stop()
 
 
+@pytest.mark.parametrize("how", ["TERMINATED", "TIMEOUT"])
 async def test_a_sandbox_that_the_service_ends_under_a_cell_is_one_clear_line(
-    prime: FakePrime, recorder: Recorder
+    prime: FakePrime, recorder: Recorder, how: str
 ) -> None:
     made = environment()
     sandbox = await made.start()
     async with Session(sandbox, made.spec, echo, observer=recorder) as session:
         cell = asyncio.ensure_future(session.execute("print('on')\nimport time; time.sleep(600)"))
         await recorder.saw("on")
-        await asyncio.to_thread(prime.terminate, sandbox._box)
+        await asyncio.to_thread(prime.terminate, sandbox._box, how)
         with pytest.raises(SandboxLost) as caught:
             await cell
     assert "\n" not in str(caught.value)

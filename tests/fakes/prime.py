@@ -123,11 +123,9 @@ class FakePrime:
         for machine in self.machines.values():
             machine.token = secrets.token_hex(8)
 
-    def terminate(self, machine_id: str) -> None:
+    def terminate(self, machine_id: str, status: str = "TERMINATED") -> None:
         """End a sandbox as the service does, whatever runs in it."""
-        ending = asyncio.run_coroutine_threadsafe(
-            self._end(self.machines[machine_id], "TERMINATED"), self._loop
-        )
+        ending = asyncio.run_coroutine_threadsafe(self._end(self.machines[machine_id], status), self._loop)
         ending.result(20)
 
     # -- the service
