@@ -224,6 +224,8 @@ def test_what_it_can_not_hold_is_refused() -> None:
         ({"lifetime": 86_000}, "at most 85800 s"),
         ({"tags": {"rlm-sandbox": "x"}}, "are ours"),
         ({"image": "debian"}, "public image"),
+        ({"secrets": ["no/such name"]}, "Modal refused"),
+        ({"volumes": {"not-a-path": "known"}}, "Modal refused"),
         ({"image": "im-0123456789"}, "not found"),
     ],
 )

@@ -65,9 +65,12 @@ def command(lease: float, hidden: str) -> list[str]:
     return ["python3", "-I", "-c", BECOME, AGENT, str(math.ceil(lease)), hidden]
 
 
-def config(spec: SandboxSpec, *, port: int = 0, process_space: int = 0) -> dict[str, Any]:
-    """The agent's, but for what the link adds; `port` is for a tunnel of the provider, `process_space` for a
-    kernel that ends all of a sandbox when one process takes too much."""
+def config(
+    spec: SandboxSpec, *, port: int = 0, process_memory: int = 0, process_space: int = 0
+) -> dict[str, Any]:
+    """The agent's, but for what the link adds; `port` is for a tunnel of the provider. A process has a limit
+    of its data, or of its address space, where a kernel ends anybody when the machine's memory is gone.
+    """
     return {
         "folder": f"{RUN_FOLDER}/agent",
         "incoming": "/tmp/.incoming",
@@ -79,7 +82,7 @@ def config(spec: SandboxSpec, *, port: int = 0, process_space: int = 0) -> dict[
         "start_ahead": True,
         "lifetime": spec.lifetime or 0.0,
         "processes": spec.pids or PIDS,
-        "process_memory": 0,
+        "process_memory": process_memory,
         "process_space": process_space,
     }
 

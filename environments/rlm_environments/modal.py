@@ -19,7 +19,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import grpc.aio
@@ -62,8 +62,8 @@ CREATE_SECONDS = 1_800.0
 """The first use of an image builds it, which takes a minute or more; and Modal may ask to wait."""
 UNKNOWN_SECONDS = 5.0
 """For a request to make a sandbox that nobody wants any more, so that it can be ended."""
-SEARCHES, SEARCH_SECONDS = 5, 5.0
-"""For what such a request has made, when it was not answered."""
+SEARCHES, SEARCH_SECONDS = 5, 1.0
+"""For what such a request has made, when it was not answered; seconds in between."""
 TERMINATE_SECONDS = 40.0
 LEAST_IDLE_SECONDS = 10
 """Between its start and that of the agent a sandbox is idle, too."""
@@ -111,7 +111,9 @@ class ModalEnvironment(Environment):
         sandbox = ModalSandbox(self._spec)
         async with nothing_left_of(sandbox):
             async with asyncio.timeout(CREATE_SECONDS):
-                await sandbox.create(_arguments(self._spec, sandbox.id))
+                with _errors():
+                    arguments = _arguments(self._spec, sandbox.id)
+                await sandbox.create(arguments)
             async with asyncio.timeout(limits.START_SECONDS + READY_SECONDS):
                 posture.check(await sandbox.begin(), guest.expected(self._spec))
                 await sandbox.connect()
@@ -143,7 +145,7 @@ class ModalSandbox(guest.GuestSandbox):
         """Have it made. Once asked for, its id is waited for: it costs money."""
         app = await _asked(modal.App.lookup.aio(APP, create_if_missing=True))
         track(self)  # now that there is a client, which would be closed before us at exit
-        image = await asyncio.to_thread(_image, self._spec)  # fetches packages, the first time
+        image = await _asked(asyncio.to_thread(_image, self._spec))  # fetches packages, the first time
         image = await _asked(image.build.aio(app))
         # Its first process has no variables, which everybody in it may be able to read.
         wait = ("env", "-i", "sleep", str(2 * DAY))
@@ -225,17 +227,18 @@ class ModalSandbox(guest.GuestSandbox):
         if box := self._box_made():
             return [box]
         self._creating.cancel()
-        looks = 1 if done else SEARCHES  # a request that was refused has made none
-        for _ in range(looks):
+        found = await _listed({TAG_ID: self.id})
+        if found or done:
+            return found
+        for _ in range(SEARCHES):
+            await asyncio.sleep(SEARCH_SECONDS)
             if found := await _listed({TAG_ID: self.id}):
                 return found
-            await asyncio.sleep(SEARCH_SECONDS / looks)
-        if not done:
-            log.warning(
-                "Modal had not answered a request for sandbox %s when it was given up; if it is made all the "
-                "same, it ends when it is idle",
-                self.id,
-            )
+        log.warning(
+            "Modal had not answered a request for sandbox %s when it was given up; if it is made all the "
+            "same, it ends when it is idle",
+            self.id,
+        )
         return []
 
     def _box_made(self) -> modal.Sandbox | None:
@@ -365,9 +368,15 @@ class NoSuchThing(EngineError):
 
 
 async def _asked(request: Awaitable[Any]) -> Any:
+    with _errors():
+        return await request
+
+
+@contextlib.contextmanager
+def _errors() -> Iterator[None]:
     """Raises our errors in the place of the SDK's."""
     try:
-        return await request
+        yield
     except modal.exception.AuthError as error:
         raise ConfigError(_explain(error)) from None
     except modal.exception.NotFoundError as error:
@@ -383,8 +392,10 @@ def _explain(error: Exception) -> str:
     if isinstance(error, modal.exception.AuthError):
         why = "there is no token" if "Token missing" in line else f"the token is refused ({line})"
         return f"Modal: {why}: set MODAL_TOKEN_ID and MODAL_TOKEN_SECRET, or run: modal token new"
-    if isinstance(error, (modal.exception.ConnectionError, OSError)):
+    if isinstance(error, (modal.exception.ConnectionError, ConnectionError, TimeoutError)):
         return f"Modal can't be reached: {line}"
+    if isinstance(error, OSError):
+        return line  # of this machine
     if isinstance(error, modal.exception.ResourceExhaustedError):
         return f"Modal: the account's limit is reached: wait, or start fewer at once ({line})"
     return f"Modal refused: {line}"

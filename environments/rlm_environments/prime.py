@@ -50,6 +50,8 @@ log = logging.getLogger("rlm_environments.prime")
 
 IMAGE = "python:3.12-slim"
 MEMORY = 4 << 30
+PROCESS_SHARE = 0.75
+"""Of the machine's memory that one process may have: when all is gone, its kernel ends whom it likes."""
 CPUS = 2.0
 DISK = 8 << 30
 GIB = 1 << 30
@@ -141,7 +143,8 @@ class PrimeSandbox(guest.GuestSandbox):
         self._process = process
         self.stdin = StdinTransport(process.write_stdin, self.link.set_stream_full, self.has_ended)
         self.follow(process.stdout, process.stderr, _explain)
-        return await self.configure(self.stdin, guest.config(self._spec))
+        memory = int((self._spec.memory or MEMORY) * PROCESS_SHARE)
+        return await self.configure(self.stdin, guest.config(self._spec, process_memory=memory))
 
     async def _look(self) -> bundle.Python:
         """Raises ConfigError: there is no Python that the agent can run on."""

@@ -89,7 +89,8 @@ def _pull(engine: Engine, reference: str, say: Say) -> None:
     except (docker.errors.DockerException, requests.exceptions.RequestException) as error:
         raise EngineError(
             f"the image {reference.partition('@')[0]} can't be pulled ({_why(error)}); "
-            "without a registry, use one that the engine has, or Debian's packages: image='debian'"
+            "without a registry, take one that the engine has, or make one of Debian's packages: "
+            "rlm image build --base debian"
         ) from None
 
 
