@@ -75,7 +75,7 @@ class Containers:
 
     async def build(self, tag: str, lines: Sequence[str], folder: Path) -> str:
         (folder / "Dockerfile").write_text("\n".join(lines))
-        command = ["build", "--quiet", "--tag", tag, str(folder)]
+        command = ["build", "--quiet", "--force-rm", "--tag", tag, str(folder)]
         code, output, error = await _docker(*command)
         return f"{output}{error}" if code else ""
 
