@@ -77,6 +77,8 @@ class ByteStreamSandbox(Sandbox):
         return greeting
 
     def on_stdout(self, data: bytes) -> None:
+        if self.ended.is_set():
+            return  # it has broken the protocol, and may say more for as long as it likes
         try:
             self.link.feed(data)
         except SandboxLost as lost:
@@ -94,7 +96,7 @@ class ByteStreamSandbox(Sandbox):
     def has_ended(self, why: str) -> None:
         """There is no agent any more: tell all who wait for it."""
         if why:
-            self._stderr += f"\n{why}".encode()
+            self.on_stderr(f"\n{why}".encode())
         self.ended.set()
         self.link.disconnected(f"{self.called} has ended{self._because()}")
         self.link.end()
