@@ -6,9 +6,11 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
+from typing import Any
 
 from rlm_core.environment import GROUP, HELD_EVERYWHERE, Environment, SandboxSpec, make_environment
 from rlm_core.errors import RLMError, in_one_line
@@ -69,8 +71,9 @@ class Report:
         return asdict(self)
 
 
-def examine() -> Report:
-    """Looks, and runs a cell in every environment that is installed."""
+def examine(environment: str | None = None, policy: Mapping[str, Any] | None = None) -> Report:
+    """Looks, and runs a cell in every environment that is installed, or in the one named, with its policy."""
+    names = [environment] if environment else [point.name for point in entry_points(group=GROUP)]
     return Report(
         python=f"{platform.python_version()} ({sys.executable})",
         platform=platform.platform(),
@@ -79,13 +82,13 @@ def examine() -> Report:
         engine=_engine(),
         fork=hasattr(os, "fork"),
         huge_pages=_huge_pages(),
-        environments=[_try_environment(point.name) for point in entry_points(group=GROUP)],
+        environments=[_try_environment(name, policy or {}) for name in names],
     )
 
 
-def _try_environment(name: str) -> EnvironmentReport:
+def _try_environment(name: str, policy: Mapping[str, Any]) -> EnvironmentReport:
     try:
-        environment = make_environment(name, {})
+        environment = make_environment(name, policy)
     except RLMError as error:
         return EnvironmentReport(name, False, False, "not installed", problem=str(error))
     capabilities = type(environment).capabilities

@@ -154,6 +154,15 @@ def test_doctor_tells_what_works_and_shows_no_key() -> None:
     assert "huge pages" in text and "local" in text and "no security boundary" in text
 
 
+def test_doctor_examines_one_environment_with_a_policy() -> None:
+    looked = rlm("doctor", "local", "-o", "memory=1GiB", "--json")
+    assert [each["name"] for each in json.loads(looked.stdout)["environments"]] == ["local"]
+    refused = rlm("doctor", "local", "-o", "network=none", "--json")
+    (local,) = json.loads(refused.stdout)["environments"]
+    assert refused.returncode == 1 and not local["works"] and "network" in local["problem"]
+    assert rlm("doctor", "-o", "memory=1GiB").returncode == 2
+
+
 def test_version_and_help() -> None:
     assert rlm("--version").stdout == "rlm-sandbox 0.1.0\n"
     assert "run" in rlm("--help").stdout

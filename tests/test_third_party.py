@@ -26,19 +26,17 @@ def test_the_example_over_ssh_passes_every_check(tmp_path: Path) -> None:
             f"-i{config / 'id_ed25519'}",
             f"-oUserKnownHostsFile={config / 'known_hosts'}",
         ]
-        rlm = [str(Path(sys.executable).parent / "rlm"), "conformance", "ssh", "--json"]
-        done = subprocess.run(
-            [
-                *rlm,
-                "-o",
-                "host=127.0.0.1",
-                *(part for each in options for part in ("-o", f"ssh_options={each}")),
-            ],
-            capture_output=True,
-            text=True,
-            timeout=280,
-            env={**os.environ, "PYTHONPATH": str(target)},
-        )
+        policy = ["-o", "host=127.0.0.1"]
+        policy += [part for each in options for part in ("-o", f"ssh_options={each}")]
+
+        def rlm(command: str) -> subprocess.CompletedProcess[str]:
+            program = str(Path(sys.executable).parent / "rlm")
+            variables = {**os.environ, "PYTHONPATH": str(target)}
+            arguments = [program, command, "ssh", "--json", *policy]
+            return subprocess.run(arguments, capture_output=True, text=True, timeout=280, env=variables)
+
+        looked, done = rlm("doctor"), rlm("conformance")
+    assert [each["works"] for each in json.loads(looked.stdout)["environments"]] == [True], looked.stdout
     found = [json.loads(line) for line in done.stdout.splitlines()]
     bad = [each for each in found if each["status"] not in ("passed", "refused", "not applicable")]
     assert found and not bad and done.returncode == 0, (bad, done.stderr[-2000:])
@@ -105,7 +103,11 @@ def test_environments_that_are_broken_are_named_and_hide_no_other(tmp_path: Path
 def test_the_guides_commands_are_those_that_were_run() -> None:
     guide = (EXAMPLE.parents[1] / "docs" / "guides" / "write-an-environment.md").read_text()
     commands = guide.partition("```bash\n")[2].partition("```")[0].splitlines()
-    assert commands == ["pip install ./examples/ssh_environment", "rlm conformance ssh -o host=build.example"]
+    assert commands == [
+        "pip install ./examples/ssh_environment",
+        "rlm doctor ssh -o host=build.example",
+        "rlm conformance ssh -o host=build.example",
+    ]
     entry = guide.partition("```toml\n")[2].partition("```")[0]
     assert entry in (EXAMPLE / "pyproject.toml").read_text()
 

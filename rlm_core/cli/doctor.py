@@ -8,12 +8,21 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from rlm_core.cli.run import read_policy
 from rlm_core.doctor import EnvironmentReport, Report, examine
 
 
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
+def doctor(
+    environment: Annotated[str | None, typer.Argument(help="Only this one.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option("--option", "-o", help="A field of its policy, as memory=2GiB.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
     """Say what this machine has, and what each environment can and can't do here."""
-    report = examine()
+    if option and environment is None:
+        raise typer.BadParameter("-o is a field of one environment: name it first")
+    report = examine(environment, read_policy(option or []))
     if as_json:
         typer.echo(json.dumps(report.to_dict()))
     else:

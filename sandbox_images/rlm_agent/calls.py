@@ -7,6 +7,7 @@ depth, budget and model policy are the host's.
 import asyncio
 import os
 import socket
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,8 @@ class Calls:
         self.refused_bytes = 0
         """Of refusals that have not been read, as far as is known."""
         self._pending: dict[str, Pending] = {}
-        self._connections: set[Connection] = set()
+        self._connections: dict[Connection, None] = {}
+        """In the order of their turns, when there are too many calls."""
         self._server: asyncio.Server | None = None
         self._minted = 0
         self.cell: Cell | None = None
@@ -78,7 +80,7 @@ class Calls:
         self._pending_bytes -= len(pending.message.prompt)
         ok = reply.WhichOneof("outcome") == "answer"
         if self.cell is not None:
-            self.cell.call_ended(reply.call_id, ok=ok)
+            self.cell.call_ended(reply.call_id, ok=ok, was_last=not self._pending)
         header: dict[str, Any] = {"id": pending.local_id}
         body = b""
         if ok:
@@ -118,7 +120,8 @@ class Calls:
         self._pending_bytes += len(message.prompt)
         cell.call_started(call_id)
         self._up(lambda: self._deliverable(call_id))
-        if self._is_full():
+        self._connections[connection] = self._connections.pop(connection)
+        if self.is_full():
             for each in self._connections:
                 each.pause()
         return None
@@ -128,18 +131,19 @@ class Calls:
         pending = self._pending.get(call_id)
         return pb.AgentMessage(call=pending.message) if pending is not None else None
 
-    def _is_full(self) -> bool:
+    def is_full(self) -> bool:
+        """Whether calls have to wait in their connections."""
         return len(self._pending) >= limits.MAX_PENDING_CALLS or self._pending_bytes >= limits.MAX_CALL_BYTES
 
     def add(self, connection: "Connection") -> bool:
         if len(self._connections) >= limits.MAX_CALL_CONNECTIONS:
             return False
-        self._connections.add(connection)
+        self._connections[connection] = None
         return True
 
     def remove(self, connection: "Connection") -> None:
         """The caller is gone: nobody waits for its answers any more."""
-        self._connections.discard(connection)
+        self._connections.pop(connection, None)
         for call_id, pending in list(self._pending.items()):
             if pending.connection is connection:
                 self._cancel(call_id, "the caller is gone")
@@ -150,9 +154,10 @@ class Calls:
         self.reply(pb.CallReply(call_id=call_id, failure=failure))
 
     def _resume(self) -> None:
-        if not self._is_full():
-            for connection in self._connections:
-                connection.resume()
+        for connection in list(self._connections):
+            if self.is_full():
+                return
+            connection.resume()
 
 
 class Connection(asyncio.Protocol):
@@ -164,6 +169,8 @@ class Connection(asyncio.Protocol):
         self._refused = 0
         self._open: set[int] = set()
         self._partial = 0
+        self._waiting: deque[Frame] = deque()
+        """Calls that came with what was read before it was paused."""
         self._forked: asyncio.Future[dict[str, Any]] | None = None
         self._fork_turn = asyncio.Lock()
         self._transport: asyncio.Transport
@@ -180,9 +187,19 @@ class Connection(asyncio.Protocol):
             frames = self._buffer.feed(data)
             self._count_partial(len(self._buffer))
             for frame in frames:
-                self._on_frame(frame)
+                if frame.kind is Kind.FORKED:
+                    self._on_forked(frame)
+                else:
+                    self._waiting.append(frame)
+            self._take_waiting()
+            if self._waiting:
+                self.pause()
         except FrameError:
             self._transport.abort()
+
+    def _take_waiting(self) -> None:
+        while self._waiting and not self._calls.is_full():
+            self._on_call(self._waiting.popleft())
 
     def _count_partial(self, size: int) -> None:
         """Raises FrameError when the session's connections hold too much of frames that are not whole yet."""
@@ -240,17 +257,24 @@ class Connection(asyncio.Protocol):
             self._transport.pause_reading()
 
     def resume(self) -> None:
-        if not self._transport.is_reading() and not self._transport.is_closing():
+        if self._transport.is_closing():
+            return
+        try:
+            self._take_waiting()
+        except FrameError:
+            self._transport.abort()
+            return
+        if not self._waiting and not self._transport.is_reading():
             self._transport.resume_reading()
 
     def drop(self) -> None:
         self._transport.abort()
 
-    def _on_frame(self, frame: Frame) -> None:
-        if frame.kind is Kind.FORKED:
-            if self._forked is not None and not self._forked.done():
-                self._forked.set_result(frame.header)
-            return
+    def _on_forked(self, frame: Frame) -> None:
+        if self._forked is not None and not self._forked.done():
+            self._forked.set_result(frame.header)
+
+    def _on_call(self, frame: Frame) -> None:
         local_id = frame.header.get("id")
         if frame.kind is not Kind.CALL or type(local_id) is not int or not 0 <= local_id < 1 << 63:
             raise FrameError("not a call")

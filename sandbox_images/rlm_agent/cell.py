@@ -30,9 +30,11 @@ class Cell:
         if self._may_stream():
             self._add(pb.CellEvent(call_started=pb.CallStarted(call_id=call_id)))
 
-    def call_ended(self, call_id: str, *, ok: bool) -> None:
+    def call_ended(self, call_id: str, *, ok: bool, was_last: bool) -> None:
+        """The end of the only open call is told with what comes next: mostly that is another call, and a
+        message of its own would be in that one's way."""
         if self._may_stream():
-            self._add(pb.CellEvent(call_ended=pb.CallEnded(call_id=call_id, ok=ok)))
+            self._add(pb.CellEvent(call_ended=pb.CallEnded(call_id=call_id, ok=ok)), at_once=not was_last)
 
     def finish(self, result: pb.CellFinished) -> None:
         result.stdout.total_bytes, result.stdout.tail = self.stdout.total, self.stdout.tail
@@ -55,7 +57,8 @@ class Cell:
     def _may_stream(self) -> bool:
         return not self.finished and len(self._events) < limits.MAX_EVENTS
 
-    def _add(self, event: pb.CellEvent) -> None:
+    def _add(self, event: pb.CellEvent, *, at_once: bool = True) -> None:
         event.cell_id, event.index = self.id, len(self._events)
         self._events.append(event)
-        self._changed.set()
+        if at_once:
+            self._changed.set()
