@@ -13,6 +13,7 @@ from typing import Any
 from rlm_agent.worker import process
 
 from rlm_core import RLM, RLMLogger, ScriptedClient
+from rlm_core.broker.account import Account
 from rlm_core.broker.broker import Broker, Models
 from rlm_core.broker.call import Call
 from rlm_core.clients import LMClient, LMRequest, LMResponse, make_client
@@ -117,7 +118,8 @@ async def queries(sandbox: Sandbox, base_url: str) -> dict[str, float]:
     timed = TimedClient(client)
     broker = Broker(Models([timed]))
     spec = make_environment("local", {}).spec
-    async with Session(sandbox, spec, broker.handle) as session:
+    account = Account()
+    async with Session(sandbox, spec, lambda call: broker.handle(call, account)) as session:
         await session.execute("import time, statistics; llm_query('x')")
         code = (
             "seconds = []\nfor _ in range(100):\n  t = time.perf_counter(); llm_query('x')\n"

@@ -7,10 +7,15 @@ from rlm_core.cell import CellError, CellResult
 from rlm_core.clients import LMClient, LMRequest, LMResponse, ScriptedClient
 from rlm_core.environment import Capabilities, Environment, Sandbox, SandboxSpec
 from rlm_core.errors import (
+    BudgetExceededError,
     CallFailed,
+    CallLimitExceededError,
+    CancellationError,
     ConfigError,
     EmptyReply,
     EngineError,
+    ErrorThresholdExceededError,
+    LimitExceeded,
     LogError,
     MissingExtra,
     PolicyNotEnforceable,
@@ -23,6 +28,8 @@ from rlm_core.errors import (
     RunFailed,
     SandboxLost,
     ScriptError,
+    TimeoutExceededError,
+    TokenLimitExceededError,
     UsageError,
     VersionMismatch,
 )
@@ -43,7 +50,10 @@ from rlm_core.types import (
 
 __all__ = [
     "RLM",
+    "BudgetExceededError",
     "CallFailed",
+    "CallLimitExceededError",
+    "CancellationError",
     "Capabilities",
     "CellError",
     "CellResult",
@@ -52,9 +62,11 @@ __all__ = [
     "EmptyReply",
     "EngineError",
     "Environment",
+    "ErrorThresholdExceededError",
     "LMClient",
     "LMRequest",
     "LMResponse",
+    "LimitExceeded",
     "LogError",
     "MissingExtra",
     "ModelUsageSummary",
@@ -78,6 +90,8 @@ __all__ = [
     "SandboxSpec",
     "ScriptError",
     "ScriptedClient",
+    "TimeoutExceededError",
+    "TokenLimitExceededError",
     "TokenUsage",
     "UsageError",
     "UsageSummary",

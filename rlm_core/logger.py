@@ -70,6 +70,13 @@ class RunLog:
                 self._file = os.fdopen(os.open(path, flags, 0o600), "w", encoding="utf-8")
             self._write("metadata", {"run_id": run_id, **self.metadata})
 
+    def of_child(self, run_id: str, root_model: str) -> "RunLog":
+        """Of a run within this one: kept in memory, for the record of the call that it answers."""
+        child = RunLog.__new__(RunLog)
+        child.path, child.iterations, child._file = None, [], None
+        child.metadata = {**self.metadata, "root_model": root_model, "run_id": run_id}
+        return child
+
     def turn(self, iteration: RLMIteration) -> None:
         entry = {
             "type": "iteration",

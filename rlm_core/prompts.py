@@ -92,6 +92,12 @@ Keep your own messages short: let sub-LMs do the reading and code do the countin
 in variables, and print only what you need for your next decision."""
 
 
+CHILD = """\
+You work on one part of a larger task, which is in `context`. Where whoever gave it to you shares the \
+REPL's memory, `parent_context` is their text, and their variables are there (`SHOW_VARS()`); what you \
+change is yours alone. Your answer goes back to their code: give exactly what was asked for."""
+
+
 @dataclass(frozen=True, slots=True)
 class PromptConfig:
     """How the first request is made."""
@@ -100,6 +106,8 @@ class PromptConfig:
     """Replaces ours; taken as it is, braces included."""
     orchestrator: bool = True
     user_prologue: str | None = None
+    is_child: bool = False
+    """Whether it is for a run that another run's cell asked for."""
 
 
 def first_messages(
@@ -109,6 +117,8 @@ def first_messages(
     system = config.system_prompt if config.system_prompt is not None else _system(sub_window)
     if config.orchestrator:
         system = f"{system}\n\n{ORCHESTRATE}"
+    if config.is_child:
+        system = f"{system}\n\n{CHILD}"
     messages: list[Message] = [
         {"role": "system", "content": system},
         {"role": "user", "content": f"{_task(question)}\n\n{describe(context)}"},

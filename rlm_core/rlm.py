@@ -3,60 +3,30 @@
 import asyncio
 import os
 import secrets
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rlm_core.broker.broker import Broker, Models
+from rlm_core.arguments import check_arguments, check_type
+from rlm_core.backends import backends_of
+from rlm_core.broker.broker import Broker, BrokerConfig, Models
+from rlm_core.broker.budget import Limits
+from rlm_core.callbacks import Callbacks
 from rlm_core.clients import LMClient, make_client
 from rlm_core.console import ConsoleObserver
 from rlm_core.context import encode, read_path
 from rlm_core.environment import make_environment
-from rlm_core.errors import ConfigError
+from rlm_core.errors import CancellationError
+from rlm_core.loggable import loggable
 from rlm_core.logger import RLMLogger, RunLog
 from rlm_core.observer import Observer
 from rlm_core.pool import SandboxPool
 from rlm_core.portal import portal
+from rlm_core.prices import PriceTable
 from rlm_core.prompts import PromptConfig
 from rlm_core.run import LoopConfig, Run, Task
-from rlm_core.text import without_userinfo
 from rlm_core.types import RLMChatCompletion, RLMMetadata
-
-NOT_YET: dict[str, Any] = {
-    "depth": 0,
-    "max_budget": None,
-    "max_timeout": None,
-    "max_tokens": None,
-    "max_errors": None,
-    "persistent": False,
-    "custom_tools": None,
-    "custom_sub_tools": None,
-    "compaction": False,
-    "compaction_threshold_pct": 0.85,
-    "max_concurrent_subcalls": 4,
-    "on_subcall_start": None,
-    "on_subcall_complete": None,
-    "on_iteration_start": None,
-    "on_iteration_complete": None,
-}
-"""Keywords of the original library that this version does not serve, with their defaults."""
-
-
-@dataclass(frozen=True, slots=True)
-class Backend:
-    """Which LM: a name and its arguments, or a client that the caller owns."""
-
-    name: str
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-    client: LMClient | None = None
-
-    @property
-    def model_name(self) -> str:
-        if self.client is not None:
-            return self.client.model_name
-        return str(self.kwargs.get("model_name") or self.name)
 
 
 class RLM:
@@ -67,8 +37,25 @@ class RLM:
         backend_kwargs: for the backend: `model_name`, `api_key`, `base_url`, `context_window` (tokens), …
         environment: where code runs: `local`, or the name of another installed environment.
         environment_kwargs: fields of `SandboxSpec`, e.g. `cell_timeout` (seconds), `memory`.
-        max_depth: 1: a sub-call is a plain LM call. 0: no REPL, the LM is asked directly.
+        depth: of this run, where it is itself a part of another one; callbacks are told of it.
+        max_depth: levels of runs: 1: a sub-call is a plain LM call. 2: `rlm_query` starts a child run with a
+            REPL of its own; 3: children have children. 0: no REPL, the LM is asked directly.
         max_iterations: turns of the root LM; then it is asked once more for its best answer.
+        max_budget: USD that a completion may cost, its children included. The worst case of each call is set
+            aside before it is sent, so it is never exceeded.
+        max_timeout: seconds for a completion.
+        max_tokens: input and output tokens of all of its calls together.
+        max_calls: LM calls of a completion.
+        max_errors: turns in a row with an error, after which it ends.
+        on_limit: "raise": a limit raises its error, with `partial_answer`; "return": a completion whose
+            `status` is the name of the limit and whose response is the best answer known.
+        prices: of models that have no known one, or another: {"my-model": {"input": 0.1, "output": 0.4}}, USD
+            per million tokens, or the path of such a TOML file.
+        max_concurrent_subcalls: children of one run at the same time.
+        max_concurrent_calls: LM calls of a completion at the same time.
+        child_isolation: "fork": a child shares its parent's sandbox, and sees its variables copy-on-write;
+            "sandbox": it has one of its own.
+        on_subcall_start, on_subcall_complete, on_iteration_start, on_iteration_complete: see `Callbacks`.
         custom_system_prompt: replaces ours, taken as it is.
         other_backends: names or clients; the first is the LM of sub-calls; any can be asked for by the
             name of its model.
@@ -93,13 +80,28 @@ class RLM:
         environment: str = "local",
         environment_kwargs: Mapping[str, Any] | None = None,
         *,
+        depth: int = 0,
         max_depth: int = 1,
         max_iterations: int = 30,
+        max_budget: float | None = None,
+        max_timeout: float | None = None,
+        max_tokens: int | None = None,
+        max_calls: int | None = None,
+        max_errors: int | None = None,
+        on_limit: str = "raise",
+        prices: Mapping[str, Any] | str | os.PathLike[str] | None = None,
         custom_system_prompt: str | None = None,
         other_backends: Sequence[str | LMClient] | None = None,
         other_backend_kwargs: Sequence[Mapping[str, Any]] | None = None,
         logger: RLMLogger | None = None,
         verbose: bool = False,
+        max_concurrent_subcalls: int = 4,
+        max_concurrent_calls: int = 64,
+        child_isolation: str = "fork",
+        on_subcall_start: Callable[[int, str, str], Any] | None = None,
+        on_subcall_complete: Callable[[int, str, float, str | None], Any] | None = None,
+        on_iteration_start: Callable[[int, int], Any] | None = None,
+        on_iteration_complete: Callable[[int, int, float], Any] | None = None,
         sampling_args: Mapping[str, Any] | None = None,
         sub_sampling_args: Mapping[str, Any] | None = None,
         orchestrator: bool = True,
@@ -108,36 +110,36 @@ class RLM:
         pool: SandboxPool | None = None,
         **not_yet: Any,
     ) -> None:
-        _refuse(not_yet)
-        _check("backend_kwargs", backend_kwargs, Mapping, type(None))
-        _check("environment_kwargs", environment_kwargs, Mapping, type(None))
-        _check("other_backends", other_backends, list, tuple, type(None))
-        _check("max_depth", max_depth, int)
-        _check("max_iterations", max_iterations, int)
-        _check("custom_system_prompt", custom_system_prompt, str, type(None))
-        _check("user_prologue", user_prologue, str, type(None))
-        _check("logger", logger, RLMLogger, type(None))
-        _check("observer", observer, Observer, type(None))
-        _check("pool", pool, SandboxPool, type(None))
-        if pool is not None and environment not in ("local", pool.name):
-            raise ConfigError(f"the pool is of environment {pool.name!r}, not {environment!r}")
-        if pool is not None and environment_kwargs:
-            raise ConfigError("environment_kwargs: give the policy to the pool, whose sandboxes are used")
-        if max_depth not in (0, 1):
-            raise ConfigError(f"max_depth={max_depth} is not served yet; this version has max_depth 0 and 1")
-        if max_iterations < 1:
-            raise ConfigError(f"max_iterations must be at least 1, not {max_iterations}")
+        check_arguments(locals())
+        self.depth = depth
         self.max_depth = max_depth
         self.max_iterations = max_iterations
         self.logger = logger
-        self._backends = _backends(
+        self._backends = backends_of(
             backend, backend_kwargs, other_backends, other_backend_kwargs, sampling_args, sub_sampling_args
         )
         self._environment_name = environment if pool is None else pool.name
         self._environment_kwargs = dict(environment_kwargs or {})
         self._source = pool or make_environment(environment, self._environment_kwargs)
         prompt = PromptConfig(custom_system_prompt, orchestrator, user_prologue)
-        self._loop_config = LoopConfig(max_iterations, prompt)
+        self._loop_config = LoopConfig(
+            max_iterations=max_iterations,
+            max_depth=max_depth,
+            max_errors=max_errors,
+            max_timeout=max_timeout,
+            max_concurrent_subcalls=max_concurrent_subcalls,
+            child_isolation=child_isolation,
+            on_limit=on_limit,
+            prompt=prompt,
+        )
+        self._broker_config = BrokerConfig(
+            max_concurrent_calls=max_concurrent_calls,
+            limits=Limits(max_budget, max_tokens, max_calls),
+            prices=PriceTable(prices),
+        )
+        self._callbacks = Callbacks(
+            on_subcall_start, on_subcall_complete, on_iteration_start, on_iteration_complete
+        )
         self._observer = observer
         self._verbose = verbose
         self._models: Models | None = None
@@ -152,9 +154,14 @@ class RLM:
             root_prompt: the question. Without one, the request is in the context itself.
 
         Raises:
-            RLMError: what went wrong, in one line; nothing is left running.
+            RLMError: what went wrong, in one line; nothing is left running. A limit's error has
+                `partial_answer`, and so has that of Ctrl-C (`CancellationError`).
         """
-        return portal().run(self._complete(prompt, root_prompt))
+        begun: list[Run] = []
+        try:
+            return portal().run(self._complete(prompt, root_prompt, begun))
+        except KeyboardInterrupt:
+            raise CancellationError(begun[0].partial_answer if begun else None) from None
 
     async def acompletion(self, prompt: Any, root_prompt: str | None = None) -> RLMChatCompletion:
         """`completion` for async code. Cancelling it ends the run and its sandbox."""
@@ -183,15 +190,27 @@ class RLM:
     ) -> None:
         await portal().await_(self._close(check=error is None))
 
-    async def _complete(self, prompt: Any, root_prompt: str | None) -> RLMChatCompletion:
-        _check("root_prompt", root_prompt, str, type(None))
+    async def _complete(
+        self, prompt: Any, root_prompt: str | None, begun: list[Run] | None = None
+    ) -> RLMChatCompletion:
+        check_type("root_prompt", root_prompt, str, type(None))
         context = await asyncio.to_thread(read_path, prompt) if isinstance(prompt, Path) else prompt
         encoded = await asyncio.to_thread(encode, context)  # refuses before anything is started or paid for
-        broker = Broker(self._get_models())
+        broker = Broker(self._get_models(), self._broker_config)
         task = Task(context, encoded, root_prompt, secrets.token_hex(4))
         log = await asyncio.to_thread(self._start_log, task)
-        run = Run(task, self._loop_config, broker, self._get_observer(), log)
-        if self.max_depth == 0:
+        run = Run(
+            task,
+            self._loop_config,
+            broker,
+            observer=self._get_observer(),
+            log=log,
+            callbacks=self._callbacks,
+            depth=self.depth,
+        )
+        if begun is not None:
+            begun.append(run)
+        if self.depth >= self.max_depth:
             return await run.ask_directly()
         return await run.complete(self._source)
 
@@ -222,9 +241,9 @@ class RLM:
             max_depth=self.max_depth,
             max_iterations=self.max_iterations,
             backend=root.name,
-            backend_kwargs=_loggable(root.kwargs),
+            backend_kwargs=loggable(root.kwargs),
             environment_type=self._environment_name,
-            environment_kwargs=_loggable(self._environment_kwargs),
+            environment_kwargs=loggable(self._environment_kwargs),
             other_backends=[other.name for other in self._backends[1:]] or None,
         )
         return self.logger.start_run(task.run_id, metadata, task.encoded)
@@ -237,74 +256,3 @@ class RLM:
         if check and models is not None:
             for client in models.clients:
                 client.check_finished()
-
-
-def _check(name: str, value: object, *kinds: type) -> None:
-    if not isinstance(value, kinds):
-        expected = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
-        raise ConfigError(f"{name} must be {expected}, not {type(value).__name__}")
-
-
-def _refuse(not_yet: Mapping[str, Any]) -> None:
-    """Raise for a keyword that is unknown, or known but not served; its default value is harmless."""
-    for name, value in not_yet.items():
-        if name not in NOT_YET:
-            raise ConfigError(f"RLM has no argument {name!r}")
-        if value != NOT_YET[name]:
-            raise ConfigError(f"RLM({name}=…) is not served yet by this version")
-
-
-def _backends(
-    backend: str | LMClient,
-    kwargs: Mapping[str, Any] | None,
-    other_backends: Sequence[str | LMClient] | None,
-    other_kwargs: Sequence[Mapping[str, Any]] | None,
-    sampling: Mapping[str, Any] | None,
-    sub_sampling: Mapping[str, Any] | None,
-) -> list[Backend]:
-    """The root's backend, then the others; sampling arguments become arguments of the backend."""
-    others = list(other_backends or ())
-    arguments = [dict(each) for each in other_kwargs or [{} for _ in others]]
-    if len(others) != len(arguments):
-        raise ConfigError(f"{len(others)} other_backends but {len(arguments)} other_backend_kwargs")
-    if sub_sampling and not others:
-        others, arguments = [backend], [dict(kwargs or {})]
-    root = _backend(backend, kwargs or {}, sampling)
-    samplings = [sub_sampling, *[None] * len(others)]
-    return [root, *(_backend(*each) for each in zip(others, arguments, samplings, strict=False))]
-
-
-def _backend(
-    backend: str | LMClient, kwargs: Mapping[str, Any], sampling: Mapping[str, Any] | None
-) -> Backend:
-    if not isinstance(backend, LMClient):
-        return Backend(backend, _with_sampling(kwargs, sampling))
-    if kwargs or sampling:
-        raise ConfigError("backend and sampling arguments go with a backend's name, not with a client")
-    return Backend(type(backend).__name__, client=backend)
-
-
-def _with_sampling(kwargs: Mapping[str, Any], sampling: Mapping[str, Any] | None) -> dict[str, Any]:
-    if not sampling:
-        return dict(kwargs)
-    return {**kwargs, "sampling_args": {**(kwargs.get("sampling_args") or {}), **sampling}}
-
-
-LOGGED_KWARGS = frozenset({"model_name", "context_window", "timeout"})
-LOGGED_FIELDS = frozenset({"cell_timeout", "memory", "interrupt_grace", "output_bytes", "network"})
-
-
-def _loggable(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """An allow-list: what is not on it is named, and never shown."""
-    return {key: _loggable_value(key, value) for key, value in kwargs.items()}
-
-
-def _loggable_value(key: str, value: Any) -> Any:
-    if key in LOGGED_KWARGS | LOGGED_FIELDS:
-        return value
-    if key == "base_url" and isinstance(value, str):
-        return without_userinfo(value)
-    if key == "sampling_args" and isinstance(value, Mapping):
-        numbers = (int, float, bool, type(None))
-        return {k: v if isinstance(v, numbers) else f"<{type(v).__name__}>" for k, v in value.items()}
-    return f"<{type(value).__name__}>"

@@ -5,29 +5,42 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from rlm_core.broker.account import Account
 from rlm_core.broker.broker import Broker
 from rlm_core.broker.call import Answer, Call, Failure
+from rlm_core.callbacks import Callbacks
 from rlm_core.cell import CellResult
-from rlm_core.clients.base import LMRequest, LMResponse, Message
-from rlm_core.context import Encoded
-from rlm_core.environment import Sandbox, SandboxSource
-from rlm_core.errors import EmptyReply, LogError, in_one_line
+from rlm_core.clients.base import LMClient, LMRequest, LMResponse, Message
+from rlm_core.context import Encoded, encode
+from rlm_core.deadline import Deadline
+from rlm_core.environment import SandboxSource
+from rlm_core.errors import (
+    BudgetRefused,
+    EmptyReply,
+    ErrorThresholdExceededError,
+    LimitExceeded,
+    LogError,
+    in_one_line,
+)
 from rlm_core.feedback import TurnOutcome, feedback
 from rlm_core.logger import RunLog
 from rlm_core.observer import Observer, isolated
 from rlm_core.parsing import ParsedReply, parse_reply, without_thinking
 from rlm_core.prompts import PromptConfig, first_messages, last_request, turn_prompt
+from rlm_core.recursion import Children
 from rlm_core.session import Session
 from rlm_core.tasks import finish_first
+from rlm_core.text import one_line
 from rlm_core.types import CodeBlock, REPLResult, RLMChatCompletion, RLMIteration
 
 log = logging.getLogger("rlm_core.run")
 
 MAX_EMPTY_REPLIES = 3
+LEAST_CELL_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,19 +55,50 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class LoopConfig:
+    """Of a run and its children."""
+
     max_iterations: int = 30
+    max_depth: int = 1
+    max_errors: int | None = None
+    max_timeout: float | None = None
+    """Seconds."""
+    max_concurrent_subcalls: int = 4
+    child_isolation: str = "fork"
+    """fork or sandbox."""
+    on_limit: str = "raise"
+    """raise or return."""
     prompt: PromptConfig = field(default_factory=PromptConfig)
 
 
 class Run:
     def __init__(
-        self, task: Task, config: LoopConfig, broker: Broker, observer: Observer, log: RunLog | None
+        self,
+        task: Task,
+        config: LoopConfig,
+        broker: Broker,
+        *,
+        observer: Observer | None = None,
+        log: RunLog | None = None,
+        callbacks: Callbacks | None = None,
+        parent: "Run | None" = None,
+        client: LMClient | None = None,
+        depth: int = 0,
     ) -> None:
+        """`client`: the root LM, where it is not that of the broker's models; `depth` is of a run without a
+        parent."""
+        self.config = config
+        self.broker = broker
+        self.callbacks = callbacks or Callbacks()
+        self.depth: int = parent.depth + 1 if parent is not None else depth
+        self.account: Account = Account(parent.account if parent is not None else None)
         self._task = task
-        self._config = config
-        self._broker = broker
-        self._observer = isolated(observer)
+        self._client = client or broker.models.root
+        self._observer = isolated(observer or Observer())
         self._log = log
+        self._deadline: Deadline = parent._deadline if parent is not None else Deadline(config.max_timeout)
+        self._children: Children | None = None
+        self._born = 0
+        self._errors = 0
         self._started = time.monotonic()
         self._messages: list[Message] = []
         self._logged_messages = 0
@@ -70,32 +114,74 @@ class Run:
         Raises:
             RLMError: one of its kinds; nothing is left running.
         """
+        return await self._watched(self._in_sandbox(source))
+
+    async def complete_in(
+        self, session: Session, source: SandboxSource, *, forked: bool
+    ) -> RLMChatCompletion:
+        """In a session that is open: its context is there already where it is a fork.
+
+        Raises:
+            RLMError: one of its kinds.
+        """
+        return await self._watched(self._in_session(session, source, put_context=not forked))
+
+    async def ask_directly(self) -> RLMChatCompletion:
+        """Without a REPL: the context is the LM's prompt."""
+        return await self._watched(self._directly())
+
+    def child(self, call: Call) -> "Run":
+        """The run that answers an rlm call. Raises ConfigError for a model that is not known."""
+        client = self.broker.models.for_child(call.model)
+        self._born += 1
+        run_id = f"{self._task.run_id}.{self._born}"
+        return Run(
+            Task(call.prompt, encode(call.prompt), run_id=run_id),
+            replace(self.config, on_limit="raise", prompt=replace(self.config.prompt, is_child=True)),
+            self.broker,
+            log=self._log.of_child(run_id, client.model_name) if self._log is not None else None,
+            callbacks=self.callbacks,
+            parent=self,
+            client=client,
+        )
+
+    @property
+    def root_model(self) -> str:
+        return self._client.model_name
+
+    async def _watched(self, work: Coroutine[Any, Any, RLMChatCompletion]) -> RLMChatCompletion:
+        """Tell of its beginning and its end; a limit's error carries the best answer known."""
         self._observer.run_started(self._task.question or "", self._task.run_id)
         try:
-            sandbox = await source.start()
-            try:
-                completion = await self._in_sandbox(sandbox, source)
-            finally:
-                await finish_first(sandbox.stop())
+            completion = await work
+        except LimitExceeded as error:
+            error.partial_answer = self._partial_answer
+            if self.config.on_limit == "raise":
+                self._fail(error)
+                raise
+            completion = self._completion(self._partial_answer, error.limit, str(error))
         except BaseException as error:
             self._fail(error)
             raise
         return self._end(completion)
 
-    async def ask_directly(self) -> RLMChatCompletion:
-        """Without a REPL: the context is the LM's prompt."""
+    async def _directly(self) -> RLMChatCompletion:
         context = self._task.context
         text = context if isinstance(context, str) else str(context)
         prompt = f"{self._task.question}\n\n{text}" if self._task.question else text
-        self._observer.run_started(self._task.question or "", self._task.run_id)
+        response = await self._ask_lm(LMRequest.of_prompt(prompt))
+        if not response.text.strip():
+            raise EmptyReply(f"model {response.model!r} gave an empty reply")
+        return self._completion(response.text, "answered")
+
+    async def _in_sandbox(self, source: SandboxSource) -> RLMChatCompletion:
+        async with self._deadline.limit():
+            sandbox = await source.start()
         try:
-            response = await self._broker.ask_root(LMRequest.of_prompt(prompt))
-            if not response.text.strip():
-                raise EmptyReply(f"model {response.model!r} gave an empty reply")
-        except BaseException as error:
-            self._fail(error)
-            raise
-        return self._end(self._completion(response.text, "answered"))
+            async with Session(sandbox, source.spec, self.handle, observer=self._observer) as session:
+                return await self._in_session(session, source, put_context=True)
+        finally:
+            await finish_first(sandbox.stop())
 
     def _end(self, completion: RLMChatCompletion) -> RLMChatCompletion:
         """An answer that was paid for is given even where its log can't be finished."""
@@ -107,32 +193,41 @@ class Run:
         self._observer.run_ended(completion)
         return completion
 
-    async def _in_sandbox(self, sandbox: Sandbox, source: SandboxSource) -> RLMChatCompletion:
-        async with Session(sandbox, source.spec, self._handle, observer=self._observer) as session:
-            await session.put_context(self._task.encoded)
-            answer = await self._turns(session)
+    async def _in_session(
+        self, session: Session, source: SandboxSource, *, put_context: bool
+    ) -> RLMChatCompletion:
+        places = asyncio.Semaphore(self.config.max_concurrent_subcalls)
+        self._children = Children(self, session, source, places)
+        if put_context:
+            async with self._deadline.limit():
+                await session.put_context(self._task.encoded)
+        answer = await self._turns(session)
         if answer is not None:
             return self._completion(answer, "answered")
         return self._completion(await self._last_words(), "max_iterations")
 
-    async def _handle(self, call: Call) -> Answer | Failure:
+    async def handle(self, call: Call) -> Answer | Failure:
+        """A call out of one of the run's cells."""
         self._calls_made += 1
         self._in_flight += 1
         self._observer.calls_changed(self._in_flight, self._calls_made)
         try:
-            return await self._broker.handle(call)
+            if call.kind == "rlm" and self._children is not None and self.depth + 1 < self.config.max_depth:
+                return await self._children.answer(call)
+            return await self.broker.handle(call, self.account)
         finally:
             self._in_flight -= 1
             self._observer.calls_changed(self._in_flight, self._calls_made)
 
     async def _turns(self, session: Session) -> str | None:
         """The answer, or None when the turns are used up."""
-        turns = self._config.max_iterations
-        window = self._broker.models.sub.context_window
-        self._messages = first_messages(self._config.prompt, self._task.context, self._task.question, window)
+        turns = self.config.max_iterations
+        window = self.broker.models.sub.context_window
+        self._messages = first_messages(self.config.prompt, self._task.context, self._task.question, window)
         previous: TurnOutcome | None = None
         for self._turn in range(1, turns + 1):
             self._observer.turn_started(self._turn, turns)
+            await self.callbacks.call("on_iteration_start", self.depth, self._turn)
             started = time.monotonic()
             self._say(turn_prompt(self._turn, turns))
             response = await self._ask()
@@ -144,18 +239,36 @@ class Run:
             await self._end_turn(response, blocks, answer, started)
             if answer is not None:
                 return answer
+            self._check_limits(outcome)
             self._messages.append({"role": "assistant", "content": response.text})
             self._say(feedback(outcome, previous))
             previous = outcome
         return None
 
     async def _ask(self) -> LMResponse:
-        response = await self._broker.ask_root(LMRequest(tuple(self._messages)))
+        response = await self._ask_lm(LMRequest(tuple(self._messages), goes_on=True))
         self._empty_replies = 0 if response.text.strip() else self._empty_replies + 1
         if self._empty_replies == MAX_EMPTY_REPLIES:
             why = f" (finish reason {response.finish_reason!r})" if response.finish_reason else ""
             raise EmptyReply(f"model {response.model!r} gave {MAX_EMPTY_REPLIES} empty replies in a row{why}")
         return response
+
+    async def _ask_lm(self, request: LMRequest) -> LMResponse:
+        """Raises LimitExceeded when there is no time, or nothing left of another limit."""
+        try:
+            async with self._deadline.limit():
+                return await self.broker.ask(self._client, request, self.account, deadline=self._deadline.at)
+        except BudgetRefused as error:
+            raise self.broker.budget.exceeded(error.limit, str(error)) from None
+
+    def _check_limits(self, outcome: TurnOutcome) -> None:
+        """After a turn without an answer. Raises LimitExceeded."""
+        self._deadline.check()
+        bad = [result for result in outcome.results if result.status != "ok"]
+        self._errors = self._errors + 1 if bad else 0
+        if self.config.max_errors is not None and self._errors >= self.config.max_errors:
+            last = one_line(bad[-1].stderr or bad[-1].rollback or bad[-1].status, 200)
+            raise ErrorThresholdExceededError(self._errors, self.config.max_errors, last)
 
     async def _act(
         self, session: Session, response: LMResponse, parsed: ParsedReply
@@ -168,7 +281,7 @@ class Run:
         blocks: list[CodeBlock] = []
         for code in codes:
             self._observer.cell_started(code)
-            result = await session.execute(code)
+            result = await self._execute(session, code)
             results.append(result)
             blocks.append(CodeBlock(code, self._repl_result(session, result)))
             self._observer.cell_ended(result)
@@ -178,8 +291,14 @@ class Run:
         outcome = TurnOutcome(response.text, tuple(codes), tuple(results), parsed.unlabelled)
         return outcome, blocks
 
+    async def _execute(self, session: Session, code: str) -> CellResult:
+        """A cell gets no more time than the run has left; then it ends as any whose time is up."""
+        left = max(self._deadline.left, LEAST_CELL_SECONDS)
+        return await session.execute(code, timeout=min(session.cell_timeout, left))
+
     def _repl_result(self, session: Session, result: CellResult) -> REPLResult:
-        calls = self._broker.cell_ended(session.id, result.cell_id, ok=result.status == "ok")
+        self.broker.cell_ended(session.id, result.cell_id, ok=result.status == "ok")
+        calls = self.account.take_records(session.id, result.cell_id)
         return REPLResult(
             stdout=result.stdout,
             stderr=result.stderr,
@@ -202,15 +321,16 @@ class Run:
         iteration = RLMIteration(new_messages, response.text, blocks, answer, seconds)
         if self._log is not None:
             await asyncio.to_thread(self._log.turn, iteration)
-        usage = self._broker.usage()
+        usage = self.account.usage()
         tokens = usage.total_input_tokens + usage.total_output_tokens
         self._observer.turn_ended(iteration, self._turn, tokens)
+        await self.callbacks.call("on_iteration_complete", self.depth, self._turn, seconds)
 
     async def _last_words(self) -> str:
         """The turns are used up: ask once more, for a text."""
         self._say(last_request(self._partial_answer))
         started = time.monotonic()
-        response = await self._broker.ask_root(LMRequest(tuple(self._messages)))
+        response = await self._ask_lm(LMRequest(tuple(self._messages)))
         parsed = parse_reply(response.text)
         text = without_thinking(response.text)
         answer = parsed.answer.value if parsed.answer and not parsed.answer.is_variable else text
@@ -230,10 +350,10 @@ class Run:
 
     def _completion(self, response: str, status: str, error: str | None = None) -> RLMChatCompletion:
         return RLMChatCompletion(
-            root_model=self._broker.models.root.model_name,
+            root_model=self.root_model,
             prompt=self._task.context,
             response=response,
-            usage_summary=self._broker.usage(),
+            usage_summary=self.account.usage(),
             execution_time=time.monotonic() - self._started,
             metadata=self._log.trajectory() if self._log is not None else None,
             error=error,
@@ -242,6 +362,11 @@ class Run:
             run_id=self._task.run_id,
             log=self._log.path if self._log is not None else None,
         )
+
+    @property
+    def partial_answer(self) -> str:
+        """The best answer known: what `answer["content"]` held when a cell ended."""
+        return self._partial_answer
 
     def _fail(self, error: BaseException) -> None:
         what = in_one_line(error)

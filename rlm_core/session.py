@@ -83,6 +83,11 @@ class Session:
         """So that a host that takes the session over uses no id of the one before it."""
         self._lost: SandboxLost | None = None
 
+    @property
+    def cell_timeout(self) -> float:
+        """Seconds that a cell has, where nothing else is said."""
+        return self._spec.cell_timeout
+
     async def __aenter__(self) -> "Session":
         await self._open_or_close()
         return self
@@ -231,9 +236,18 @@ class Session:
             self._cut = True
             self._stream.cancel()
 
-    async def fork(self, *, call_id: str = "") -> "Session":
-        """A second session with a copy of this one's variables; of the middle of a cell with `call_id`."""
-        child = Session(self._sandbox, self._spec, self._handle_call, depth=self._depth + bool(call_id))
+    def beside(self, handle_call: CallHandler) -> "Session":
+        """Another session of the same sandbox, to be opened: nothing of this one is there."""
+        return Session(self._sandbox, self._spec, handle_call, depth=self._depth + 1)
+
+    async def fork(self, *, call_id: str = "", handle_call: CallHandler | None = None) -> "Session":
+        """A second session with a copy of this one's variables; of the middle of a cell with `call_id`.
+
+        Raises:
+            ConfigError: it can't be forked there, and why.
+        """
+        handle = handle_call or self._handle_call
+        child = Session(self._sandbox, self._spec, handle, depth=self._depth + bool(call_id))
         request = pb.ForkSessionRequest(session_id=self.id, new_session_id=child.id, call_id=call_id)
         try:
             await self._ask(self._stub.ForkSession, request)

@@ -13,6 +13,8 @@ class TokenUsage:
     cached_tokens: int = 0
     reasoning_tokens: int = 0
     cost: float | None = None
+    cache_write_tokens: int = 0
+    """Of the input, written to the provider's prompt cache, which some ask more for."""
 
 
 @dataclass

@@ -15,7 +15,7 @@ import pytest
 
 import rlm_core
 from rlm_core import RLM, ConfigError, LMRequest, RLMLogger, ScriptedClient
-from rlm_core.rlm import NOT_YET
+from rlm_core.arguments import NOT_YET
 from tests.support.processes import descendants
 
 ORIGINAL = {  # rlms 0.1.3: keyword and default of RLM.__init__
@@ -71,11 +71,19 @@ def test_a_keyword_that_is_not_served_yet_is_named(name: str) -> None:
     ("kwargs", "message"),
     [
         ({"nonsense": 1}, "no argument 'nonsense'"),
-        ({"max_depth": 2}, "max_depth=2 is not served yet"),
+        ({"max_depth": -1}, "max_depth must be at least 0"),
+        ({"max_depth": 1.5}, "max_depth must be int, not float"),
+        ({"max_budget": 0}, "max_budget must be more than 0"),
+        ({"max_timeout": "5"}, "max_timeout must be a number or None"),
+        ({"on_limit": "shrug"}, "on_limit must be one of 'raise', 'return'"),
+        ({"on_subcall_start": 3}, "on_subcall_start must be a function"),
+        ({"prices": {"m": {"input": -1, "output": 1}}}, "prices.*m.*input"),
+        ({"prices": "/no/such/prices.toml"}, "prices: No such file"),
+        ({"max_budget": 1.0}, "model 'scripted' has no known price; give it in RLM"),
         ({"max_iterations": 0}, "max_iterations must be at least 1"),
         ({"environment": "dokker"}, "unknown environment 'dokker', did you mean 'docker'.*local"),
         ({"environment_kwargs": {"cpus": 3}}, "can't enforce cpus"),
-        ({"backend": "opnai"}, "unknown backend 'opnai'; known: openai, scripted"),
+        ({"backend": "opnai"}, "unknown backend 'opnai'; known: .*, openai, .*, scripted"),
         ({"backend": "scripted", "backend_kwargs": {"replies": 3}}, "needs replies"),
         ({"backend": "scripted", "backend_kwargs": {"rep": 3}}, "rep"),
         (

@@ -1,4 +1,4 @@
-"""The broker: seams in their order, deadlines, concurrency, usage."""
+"""The broker: what it asks in which order, deadlines, concurrency, usage."""
 
 import asyncio
 
@@ -6,7 +6,9 @@ import pytest
 from rlm_agent.limits import MAX_PENDING_CALLS
 
 from rlm_core import CallFailed, LMRequest, LMResponse, ProviderRejected, ScriptedClient, limits
+from rlm_core.broker.account import Account
 from rlm_core.broker.broker import Broker, BrokerConfig, Models
+from rlm_core.broker.budget import Amount
 from rlm_core.broker.call import Answer, Call, Failure
 from rlm_core.clients.scripted import Reply
 from rlm_core.replies import Replies, reply_message
@@ -20,22 +22,15 @@ def call(prompt: str = "p", number: int = 1, **changes: object) -> Call:
 
 
 class Recording:
-    """Policy, budget and journal in one: notes the order in which the broker asks them."""
+    """Policy and journal in one: notes the order in which the broker asks them, and what is reserved then."""
 
     def __init__(self, refuse: str = "") -> None:
-        self.steps: list[str] = []
+        self.steps: list[tuple[str, int]] = []
         self.refuse = refuse
+        self.broker: Broker
 
     def check(self, call: Call) -> None:
         self._step("check")
-
-    def reserve(self, call: Call) -> object:
-        self._step("reserve")
-        return "reserved"
-
-    def settle(self, reservation: object, answer: Answer | None) -> None:
-        assert reservation == "reserved"
-        self._step("settle" if answer else "settle nothing")
 
     def recorded(self, call: Call) -> Answer | None:
         self._step("recorded")
@@ -51,35 +46,40 @@ class Recording:
         self._step("cell ended")
 
     def _step(self, name: str) -> None:
-        self.steps.append(name)
+        self.steps.append((name, self.broker.budget.reserved.calls))
         if name == self.refuse:
             raise CallFailed("BUDGET", "no more")
 
 
 def broker(client: ScriptedClient, seams: Recording | None = None, **config: object) -> Broker:
     if seams is not None:
-        config |= {"policy": seams, "budget": seams, "journal": seams}
-    return Broker(Models([client]), BrokerConfig(**config))  # type: ignore[arg-type]
+        config |= {"policy": seams, "journal": seams}
+    made = Broker(Models([client]), BrokerConfig(**config))  # type: ignore[arg-type]
+    if seams is not None:
+        seams.broker = made
+    return made
 
 
-async def test_the_seams_are_asked_in_their_order() -> None:
+async def test_the_budget_is_reserved_from_before_the_intent_is_written_until_the_answer_is() -> None:
     seams = Recording()
-    result = await broker(ScriptedClient(["a"]), seams).handle(call())
-    assert result == Answer("a", "scripted", TokenUsage(0, 0))
-    assert seams.steps == ["check", "recorded", "reserve", "begin", "end", "settle"]
+    made = broker(ScriptedClient(["a"]), seams)
+    assert await made.handle(call(), Account()) == Answer("a", "scripted", TokenUsage(0, 0))
+    assert seams.steps == [("check", 0), ("recorded", 0), ("begin", 1), ("end", 1)]
+    assert made.budget.reserved == Amount() and made.budget.spent == Amount(calls=1)
 
 
-async def test_what_was_reserved_is_given_back_when_the_provider_fails() -> None:
+async def test_what_was_reserved_is_given_back_when_the_provider_refuses() -> None:
     seams = Recording()
-    result = await broker(ScriptedClient([ProviderRejected("no")]), seams).handle(call())
-    assert result == Failure("PROVIDER", "no")
-    assert seams.steps == ["check", "recorded", "reserve", "begin", "settle nothing"]
+    made = broker(ScriptedClient([ProviderRejected("no")]), seams)
+    assert await made.handle(call(), Account()) == Failure("PROVIDER", "no")
+    assert [name for name, _ in seams.steps] == ["check", "recorded", "begin"]
+    assert made.budget.reserved == made.budget.spent == Amount()
 
 
-@pytest.mark.parametrize("step", ["check", "reserve"])
+@pytest.mark.parametrize("step", ["check", "begin"])
 async def test_a_refused_call_is_never_sent(step: str) -> None:
     client = ScriptedClient(["a"])
-    assert await broker(client, Recording(step)).handle(call()) == Failure("BUDGET", "no more")
+    assert await broker(client, Recording(step)).handle(call(), Account()) == Failure("BUDGET", "no more")
     assert client.requests == []
 
 
@@ -88,7 +88,7 @@ async def test_a_call_without_an_answer_in_time_fails() -> None:
         await asyncio.Event().wait()
         return ""
 
-    result = await broker(ScriptedClient(never), call_timeout=0.05).handle(call())
+    result = await broker(ScriptedClient(never), call_timeout=0.05).handle(call(), Account())
     assert isinstance(result, Failure) and result.code == "DEADLINE"
 
 
@@ -105,7 +105,7 @@ async def test_no_more_calls_than_allowed_are_on_their_way() -> None:
         return "a"
 
     one = broker(ScriptedClient(count), max_concurrent_calls=5)
-    results = await asyncio.gather(*(one.handle(call(number=number)) for number in range(40)))
+    results = await asyncio.gather(*(one.handle(call(number=number), Account()) for number in range(40)))
     assert len(results) == 40 and most == 5
 
 
@@ -116,31 +116,34 @@ async def test_usage_is_the_sum_of_all_calls_and_each_cell_has_its_record() -> N
         ProviderRejected("no"),
     ]
     one = broker(ScriptedClient(replies))
+    tree = Account()
+    account = Account(tree)
     for number in range(3):
-        await one.handle(call(number=number))
-    assert one.usage().model_usage_summaries["m"].to_dict() == {
-        "total_calls": 2,
-        "total_input_tokens": 30,
-        "total_output_tokens": 3,
-        "total_cost": 0.5,
-        "total_cached_tokens": 2,
-        "total_reasoning_tokens": 3,
-    }
-    records = one.cell_ended("s", "c1", ok=True)
+        await one.handle(call(number=number), account)
+    for each in (account, tree):
+        assert each.usage().model_usage_summaries["m"].to_dict() == {
+            "total_calls": 2,
+            "total_input_tokens": 30,
+            "total_output_tokens": 3,
+            "total_cost": 0.5,
+            "total_cached_tokens": 2,
+            "total_reasoning_tokens": 3,
+        }
+    records = account.take_records("s", "c1")
     assert [(record.response, record.error) for record in records] == [("a", None), ("b", None), ("", "no")]
-    assert one.cell_ended("s", "c1", ok=True) == []
+    assert account.take_records("s", "c1") == tree.take_records("s", "c1") == []
 
 
 async def test_an_unknown_kind_is_refused() -> None:
-    result = await broker(ScriptedClient(["a"])).handle(call(kind=""))
+    result = await broker(ScriptedClient(["a"])).handle(call(kind=""), Account())
     assert isinstance(result, Failure) and result.code == "INVALID"
 
 
 async def test_calls_that_cost_nothing_do_not_fill_the_host() -> None:
-    made = broker(ScriptedClient(["unused"]))
+    made, account = broker(ScriptedClient(["unused"])), Account()
     for number in range(1, 1_200):
-        await made.handle(call("x" * 100_000, number, model="no-such-model"))
-    records = made.cell_ended("s", "c1", ok=True)
+        await made.handle(call("x" * 100_000, number, model="no-such-model"), account)
+    records = account.take_records("s", "c1")
     assert len(records) == 1_000
     assert records[0].prompt == "x" * 1_000 + "… [99,000 more characters]"
 

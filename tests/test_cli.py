@@ -90,13 +90,13 @@ def test_a_limit_is_exit_code_1_with_the_best_effort() -> None:
             2,
             "No such file",
         ),
-        (["--backend", "opnai"], 2, "unknown backend 'opnai'; known: openai, scripted"),
+        (["--backend", "opnai"], 2, "unknown backend 'opnai'; known: anthropic, azure_openai"),
         (["--env", "dokker", "--model", "m"], 2, "unknown environment 'dokker'"),
         (["--model", "m"], 2, "set OPENAI_API_KEY"),
         ([], 2, "pass --model NAME"),
         (["--model", "m", "--base-url", "http://127.0.0.1:9/v1"], 1, "can't reach http://127.0.0.1:9/v1"),
         (["--max-iterations", "many"], 2, "--max-iterations"),
-        (["--max-depth", "5", "--model", "m"], 2, "max_depth=5 is not served yet"),
+        (["--max-depth", "-5", "--model", "m"], 2, "max_depth must be at least 0"),
     ],
 )
 def test_what_is_wrong_is_one_line_and_an_exit_code(args: list[str], code: int, message: str) -> None:

@@ -1,25 +1,25 @@
-"""The LM broker of one run: keys, clients and limits stay on this side of the sandbox.
+"""The LM broker of a tree of runs: keys, clients and limits stay on this side of the sandbox.
 
 Per call: policy → recorded answer? → budget reservation → journal (intent) → client, with a deadline →
 journal (answer) → settle → reply. Cancelling the task of a call cancels its request on the wire.
 """
 
 import asyncio
+import secrets
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from rlm_core.broker.account import Account
+from rlm_core.broker.budget import Budget, Limits
 from rlm_core.broker.call import Answer, Call, Failure
-from rlm_core.broker.seams import Budget, Journal, KnownKinds, MemoryJournal, Policy, Unlimited
-from rlm_core.broker.usage import UsageMeter
+from rlm_core.broker.models import Models
+from rlm_core.broker.retry import RetryPolicy, with_retries
+from rlm_core.broker.seams import Journal, KnownKinds, MemoryJournal, Policy
 from rlm_core.clients.base import LMClient, LMRequest, LMResponse
 from rlm_core.errors import CallFailed, ConfigError, ProviderError, RunFailed
-from rlm_core.types import RLMChatCompletion, UsageSummary
+from rlm_core.prices import Price, PriceTable
 
-FAILED_PROMPT_CHARS = 1_000
-"""Of the prompt of a call that failed, in the record of its cell."""
-MAX_FAILURES = 1_000
-"""Failed calls in a row of one cell, beyond which no further ones are recorded."""
+__all__ = ["Broker", "BrokerConfig", "Models"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,114 +27,145 @@ class BrokerConfig:
     max_concurrent_calls: int = 64
     call_timeout: float = 300.0
     """Seconds, waiting for a place included."""
+    limits: Limits = field(default_factory=Limits)
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    prices: PriceTable = field(default_factory=PriceTable)
     policy: Policy = field(default_factory=KnownKinds)
-    budget: Budget = field(default_factory=Unlimited)
     journal: Journal = field(default_factory=MemoryJournal)
-
-
-class Models:
-    """The clients of a run. The first is the root's; sub-calls take the second, if any, or one by name."""
-
-    def __init__(self, clients: Sequence[LMClient]) -> None:
-        self.clients = tuple(clients)
-        self.root = clients[0]
-        self.sub = clients[1] if len(clients) > 1 else clients[0]
-        self._by_name = {client.model_name: client for client in reversed(clients)}
-
-    def for_call(self, model: str | None) -> LMClient:
-        """Raises ConfigError for an unknown name, with the known ones."""
-        if model is None:
-            return self.sub
-        if model not in self._by_name:
-            raise ConfigError(f"unknown model {model!r}; known: {', '.join(sorted(self._by_name))}")
-        return self._by_name[model]
 
 
 class Broker:
     def __init__(self, models: Models, config: BrokerConfig | None = None) -> None:
+        """Raises ConfigError when a model has no price and there is a limit in USD."""
         self.models = models
         self._config = config or BrokerConfig()
+        self.budget = Budget(self._config.limits)
         self._places = asyncio.Semaphore(self._config.max_concurrent_calls)
-        self._usage = UsageMeter()
-        self._of_cell: dict[tuple[str, str], list[RLMChatCompletion]] = {}
+        for client in models.clients:
+            self._price(client.model_name)
 
-    async def ask_root(self, request: LMRequest) -> LMResponse:
-        """One turn of the root LM.
+    async def ask(
+        self,
+        client: LMClient,
+        request: LMRequest,
+        account: Account,
+        *,
+        deadline: float | None = None,
+        call: Call | None = None,
+    ) -> LMResponse:
+        """Ask an LM within the budget, again where that is worth it.
+
+        Args:
+            deadline: on the loop's clock.
+            call: what it is asked for, for the journal.
 
         Raises:
             ProviderError: it did not answer.
+            BudgetRefused: what is left of a limit is not enough.
         """
-        response = await self.models.root.complete(request)
-        self._usage.add(response.model, response.usage)
-        return response
+        keyed = replace(request, idempotency_key=secrets.token_hex(16))
+        price = self._price(client.model_name)
 
-    async def handle(self, call: Call) -> Answer | Failure:
+        async def attempt() -> LMResponse:
+            response = await self._ask_once(client, keyed, price, call)
+            account.add(response.model, response.usage)
+            return response
+
+        policy = self._config.retry
+        if client.max_retries is not None:
+            policy = replace(policy, attempts=client.max_retries + 1)
+        return await with_retries(policy, self.models.pace(client), deadline, attempt)
+
+    async def handle(self, call: Call, account: Account) -> Answer | Failure:
         """A call out of a cell; a failure is an answer too, and ends nothing but this call."""
         started = time.monotonic()
+        seconds = self._config.call_timeout
         try:
-            async with asyncio.timeout(self._config.call_timeout):
-                result: Answer | Failure = await self._answer(call)
-        except CallFailed as error:
-            result = Failure(error.code, str(error))
-        except ConfigError as error:
-            result = Failure("INVALID", str(error))
+            async with asyncio.timeout(seconds):
+                deadline = asyncio.get_running_loop().time() + seconds
+                result: Answer | Failure = await self._answer(call, account, deadline)
         except TimeoutError:
-            result = Failure("DEADLINE", f"no answer within {self._config.call_timeout:.0f} s")
-        except RunFailed as error:
-            result = Failure("PROVIDER", str(error))
-        self._remember(call, result, time.monotonic() - started)
+            result = Failure("DEADLINE", f"no answer within {seconds:.0f} s")
+        except (CallFailed, ConfigError, RunFailed) as error:
+            result = failure_of(error)
+        account.remember(call, result, time.monotonic() - started)
         return result
 
-    def cell_ended(self, session_id: str, cell_id: str, *, ok: bool) -> list[RLMChatCompletion]:
-        """Close a cell's account; the record of its calls."""
+    def take_recorded(self, call: Call) -> Answer | None:
+        """An answer that was paid for already, in a cell that did not end well."""
+        recorded = self._config.journal.recorded(call)
+        if recorded is not None:
+            self._config.journal.end(call, recorded)
+        return recorded
+
+    def record(self, call: Call, answer: Answer) -> None:
+        self._config.journal.end(call, answer)
+
+    def cell_ended(self, session_id: str, cell_id: str, *, ok: bool) -> None:
+        """What a cell had bought that did not end well is there again for the same questions."""
         self._config.journal.cell_ended(session_id, cell_id, ok=ok)
-        return self._of_cell.pop((session_id, cell_id), [])
 
-    def usage(self) -> UsageSummary:
-        return self._usage.summary()
-
-    async def _answer(self, call: Call) -> Answer:
-        config = self._config
-        config.policy.check(call)
+    async def _answer(self, call: Call, account: Account, deadline: float) -> Answer:
+        self._config.policy.check(call)
         client = self.models.for_call(call.model)
-        if recorded := config.journal.recorded(call):
-            config.journal.end(call, recorded)
+        if recorded := self.take_recorded(call):
             return recorded
+        request = LMRequest.of_prompt(call.prompt)
         async with self._places:
-            reservation = config.budget.reserve(call)
-            answer: Answer | None = None
-            try:
-                config.journal.begin(call)
-                response = await client.complete(LMRequest.of_prompt(call.prompt, call.model))
-                if not response.text:
-                    why = f" (finish reason {response.finish_reason!r})" if response.finish_reason else ""
-                    raise ProviderError(f"model {response.model!r} gave an empty reply{why}")
-                answer = Answer(response.text, response.model, response.usage)
-                self._usage.add(answer.model, answer.usage)
-                config.journal.end(call, answer)
-                return answer
-            finally:
-                config.budget.settle(reservation, answer)
+            response = await self.ask(client, request, account, deadline=deadline, call=call)
+        if not response.text:
+            why = f" (finish reason {response.finish_reason!r})" if response.finish_reason else ""
+            raise ProviderError(f"model {response.model!r} gave an empty reply{why}")
+        return answer_of(response)
 
-    def _remember(self, call: Call, result: Answer | Failure, seconds: float) -> None:
-        meter = UsageMeter()
-        if isinstance(result, Answer):
-            meter.add(result.model, result.usage)
-        records = self._of_cell.setdefault((call.session_id, call.cell_id), [])
-        failed = isinstance(result, Failure)
-        if failed and sum(record.error is not None for record in records[-MAX_FAILURES:]) == MAX_FAILURES:
-            return  # a cell can make as many calls that cost nothing as it likes
-        record = RLMChatCompletion(
-            root_model=result.model if isinstance(result, Answer) else (call.model or ""),
-            prompt=_cut(call.prompt) if failed else call.prompt,
-            response=result.text if isinstance(result, Answer) else "",
-            usage_summary=meter.summary(),
-            execution_time=seconds,
-            error=result.message if isinstance(result, Failure) else None,
-        )
-        records.append(record)
+    async def _ask_once(
+        self, client: LMClient, request: LMRequest, price: Price | None, call: Call | None
+    ) -> LMResponse:
+        """Reserve, write the intent down, ask, write the answer down, settle."""
+        reservation = await self.budget.reserve(request.messages, client.output_tokens, price)
+        response: LMResponse | None = None
+        may_be_billed = True  # where it is cancelled, nobody knows
+        try:
+            if call is not None:
+                self._config.journal.begin(call)
+            bounded = replace(request, max_output_tokens=reservation.output_tokens)
+            response = _priced(await client.complete(bounded), price)
+            if call is not None and response.text:
+                self._config.journal.end(call, answer_of(response))
+            return response
+        except ProviderError as error:
+            may_be_billed = error.may_be_billed
+            raise
+        except RunFailed:
+            may_be_billed = False
+            raise
+        finally:
+            usage = response.usage if response is not None else None
+            self.budget.settle(reservation, usage, may_be_billed=may_be_billed)
+
+    def _price(self, model: str) -> Price | None:
+        price = self._config.prices.find(model)
+        if price is None and self._config.limits.max_budget is not None:
+            raise ConfigError(
+                f"max_budget: model {model!r} has no known price; "
+                f"give it in RLM(prices={{{model!r}: {{'input': …, 'output': …}}}}), USD per million tokens"
+            )
+        return price
 
 
-def _cut(prompt: str) -> str:
-    left_out = len(prompt) - FAILED_PROMPT_CHARS
-    return f"{prompt[:FAILED_PROMPT_CHARS]}… [{left_out:,} more characters]" if left_out > 0 else prompt
+def answer_of(response: LMResponse) -> Answer:
+    return Answer(response.text, response.model, response.usage)
+
+
+def _priced(response: LMResponse, price: Price | None) -> LMResponse:
+    """With its cost: the provider's own figure where it gives one."""
+    if response.usage.cost is not None or price is None:
+        return response
+    return replace(response, usage=replace(response.usage, cost=price.of(response.usage)))
+
+
+def failure_of(error: CallFailed | ConfigError | RunFailed) -> Failure:
+    """What a cell is told of a call that failed."""
+    if isinstance(error, CallFailed):
+        return Failure(error.code, str(error))
+    return Failure("INVALID" if isinstance(error, ConfigError) else "PROVIDER", str(error))

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from rlm_core.types import TokenUsage
+from rlm_core.types import RLMChatCompletion, TokenUsage
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,8 @@ class Answer:
     text: str
     model: str
     usage: TokenUsage
+    child: RLMChatCompletion | None = None
+    """The run that it is the answer of."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
-"""Where policy, budget and journal join the broker; what is here is the least that each can be."""
+"""Where policy and journal join the broker; what is here is the least that each can be."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from typing import Protocol
 
 from rlm_core.broker.call import Answer, Call
@@ -10,14 +10,6 @@ from rlm_core.errors import CallFailed
 class Policy(Protocol):
     def check(self, call: Call) -> None:
         """Raise CallFailed for a call that must not be made."""
-
-
-class Budget(Protocol):
-    def reserve(self, call: Call) -> object:
-        """Set the worst case of a call aside, before it is sent. Raise CallFailed when it is not there."""
-
-    def settle(self, reservation: object, answer: Answer | None) -> None:
-        """Take what the call really cost, nothing for None, and give the rest back."""
 
 
 class Journal(Protocol):
@@ -40,20 +32,6 @@ class KnownKinds:
     def check(self, call: Call) -> None:
         if call.kind not in ("llm", "rlm"):
             raise CallFailed("INVALID", f"unknown kind of call {call.kind!r}")
-
-
-class Unlimited:
-    """Budget: counts calls and refuses none."""
-
-    def __init__(self) -> None:
-        self.calls: Counter[str] = Counter()
-
-    def reserve(self, call: Call) -> object:
-        self.calls[call.kind] += 1
-        return None
-
-    def settle(self, reservation: object, answer: Answer | None) -> None:
-        return None
 
 
 Question = tuple[str, str | None, str]

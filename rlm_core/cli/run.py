@@ -73,13 +73,13 @@ def run(
         )
         with rlm:
             completion = rlm.completion(value, root_prompt=question)
+    except KeyboardInterrupt:
+        typer.echo("rlm: interrupted; nothing is left running", err=True)
+        raise typer.Exit(130) from None
     except RLMError as error:
         if as_json:
             typer.echo(json.dumps({"status": "failed", "error": str(error)}))
         fail(error, 2 if isinstance(error, UsageError) else 1)
-    except KeyboardInterrupt:
-        typer.echo("rlm: interrupted; nothing is left running", err=True)
-        raise typer.Exit(130) from None
     finally:
         stack.close()
     say(json.dumps(summary(completion)) if as_json else completion.response)

@@ -1,6 +1,7 @@
 """LM clients by backend name. Each SDK is imported when its backend is first asked for."""
 
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any
 
 from rlm_core.clients.base import LMClient, LMRequest, LMResponse
@@ -9,14 +10,19 @@ from rlm_core.errors import ConfigError, MissingExtra
 
 __all__ = ["LMClient", "LMRequest", "LMResponse", "ScriptedClient", "known_backends", "make_client"]
 
-
-def _openai(**kwargs: Any) -> LMClient:
-    from rlm_core.clients.openai import OpenAIClient
-
-    return OpenAIClient(**kwargs)
-
-
-BACKENDS: dict[str, Callable[..., LMClient]] = {"openai": _openai, "scripted": ScriptedClient}
+BACKENDS = {
+    "anthropic": "anthropic:AnthropicClient",
+    "azure_openai": "azure_openai:AzureOpenAIClient",
+    "gemini": "gemini:GeminiClient",
+    "litellm": "litellm:LiteLLMClient",
+    "ollama": "openai_compatible:OllamaClient",
+    "openai": "openai:OpenAIClient",
+    "openrouter": "openai_compatible:OpenRouterClient",
+    "portkey": "portkey:PortkeyClient",
+    "scripted": "scripted:ScriptedClient",
+    "vercel": "openai_compatible:VercelClient",
+    "vllm": "openai_compatible:VllmClient",
+}
 
 
 def known_backends() -> list[str]:
@@ -32,9 +38,12 @@ def make_client(backend: str, kwargs: Mapping[str, Any]) -> LMClient:
     """
     if backend not in BACKENDS:
         raise ConfigError(f"unknown backend {backend!r}; known: {', '.join(known_backends())}")
+    module, name = BACKENDS[backend].split(":")
     try:
-        return BACKENDS[backend](**kwargs)
+        kind: Callable[..., LMClient] = getattr(import_module(f"{__name__}.{module}"), name)
     except ImportError:
         raise MissingExtra(f"backend {backend!r}", backend) from None
+    try:
+        return kind(**kwargs)
     except TypeError as error:
         raise ConfigError(f"backend_kwargs for {backend!r}: {error}") from None

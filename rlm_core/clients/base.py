@@ -12,10 +12,16 @@ DEFAULT_CONTEXT_WINDOW = 128_000
 
 @dataclass(frozen=True, slots=True)
 class LMRequest:
-    """`messages` are {"role", "content"}; `model` overrides the client's own."""
+    """`messages` are {"role", "content"} of system, user, assistant; `model` overrides the client's own."""
 
     messages: tuple[Message, ...]
     model: str | None = None
+    max_output_tokens: int | None = None
+    """That the answer may have, reasoning included; in the place of the client's own."""
+    idempotency_key: str = ""
+    """The same for every attempt at this request."""
+    goes_on: bool = False
+    """Whether a next request will begin with these messages: worth keeping in the provider's prompt cache."""
 
     @classmethod
     def of_prompt(cls, prompt: str, model: str | None = None) -> "LMRequest":
@@ -37,10 +43,14 @@ class LMClient(ABC):
     model_name: str
     context_window: int = DEFAULT_CONTEXT_WINDOW
     """Tokens that a prompt may have."""
+    output_tokens: int | None = None
+    """Tokens that an answer may have, where the caller set that."""
+    max_retries: int | None = None
+    """How often it is asked again, where the caller set that."""
 
     @abstractmethod
     async def complete(self, request: LMRequest) -> LMResponse:
-        """Ask once; retries are the client's own. Cancelling it ends the request on the wire.
+        """Ask once; who calls it asks again where that is worth it. Cancelling ends the request on the wire.
 
         Raises:
             ProviderError: one of its kinds, with one clear line.

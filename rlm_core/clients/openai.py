@@ -1,34 +1,36 @@
-"""OpenAI chat completions, and every server that speaks them (vLLM, Ollama, llama.cpp, OpenRouter, …)."""
+"""OpenAI's APIs, by its official SDK: chat completions, or the Responses API on request."""
 
+import hashlib
 import inspect
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 import openai
 from openai.resources.chat.completions import AsyncCompletions
-from openai.types.chat import ChatCompletion
+from openai.resources.responses import AsyncResponses
 
+from rlm_core.clients import openai_answers
 from rlm_core.clients.base import DEFAULT_CONTEXT_WINDOW, LMClient, LMRequest, LMResponse
-from rlm_core.errors import (
-    ConfigError,
-    ProviderError,
-    ProviderOverloaded,
-    ProviderRefused,
-    ProviderRejected,
-    ProviderUnreachable,
-)
-from rlm_core.text import one_line, printable, without_userinfo
-from rlm_core.types import TokenUsage
+from rlm_core.clients.failures import DETAIL_CHARS, Peer
+from rlm_core.errors import ConfigError, ProviderError
+from rlm_core.text import one_line, without_userinfo
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
 NO_KEY = "no-key"
-DETAIL_CHARS = 300
+APIS = ("chat", "responses")
 
 
 class OpenAIClient(LMClient):
     """Keyword names are those of the original library; unknown ones go to `openai.AsyncOpenAI`."""
+
+    backend: ClassVar[str] = "openai"
+    called: ClassVar[str] = "OpenAI"
+    default_base_url: ClassVar[str] = DEFAULT_BASE_URL
+    base_url_variable: ClassVar[str] = "OPENAI_BASE_URL"
+    key_variable: ClassVar[str] = "OPENAI_API_KEY"
+    """Where its key is; a key goes to its own provider and nowhere else."""
 
     def __init__(
         self,
@@ -38,113 +40,110 @@ class OpenAIClient(LMClient):
         sampling_args: Mapping[str, Any] | None = None,
         context_window: int = DEFAULT_CONTEXT_WINDOW,
         timeout: float = 600.0,
+        max_retries: int | None = None,
+        api: str = "chat",
         **client_kwargs: Any,
     ) -> None:
+        """`api`: "chat" or "responses".
+
+        Raises:
+            ConfigError: a wrong argument, or no key.
+        """
         if not model_name:
-            raise ConfigError("backend 'openai' needs backend_kwargs={'model_name': …}")
+            raise ConfigError(f"backend {self.backend!r} needs backend_kwargs={{'model_name': …}}")
+        if api not in APIS:
+            raise ConfigError(f"api must be one of {', '.join(APIS)}, not {api!r}")
         self.model_name = model_name
         self.context_window = context_window
-        self.base_url = base_url or os.environ.get("OPENAI_BASE_URL") or DEFAULT_BASE_URL
-        if urlsplit(self.base_url).scheme not in ("http", "https"):
-            raise ConfigError(f"base_url must start with http:// or https://, not {self.base_url!r:.80}")
-        self._sampling = _sampling(sampling_args or {})
-        known = inspect.signature(AsyncCompletions.create).parameters
-        if unknown := sorted(self._sampling.keys() - known.keys()):
-            raise ConfigError(
-                f"sampling_args: openai knows no {', '.join(unknown)}; use extra_body for others"
-            )
+        self.max_retries = max_retries
+        self.api = api
+        self.base_url = self._base_url(base_url)
+        self._sampling = self._checked_sampling(sampling_args or {})
+        self.output_tokens = self._sampling.get(self._limit_name)
         try:
-            self._client = openai.AsyncOpenAI(
-                api_key=api_key or _key_for(self.base_url),
-                base_url=self.base_url,
-                timeout=timeout,
-                **client_kwargs,
-            )
+            self._client = self._make_sdk(api_key, timeout=timeout, max_retries=0, **client_kwargs)
         except (TypeError, AttributeError, ValueError, openai.OpenAIError) as error:
-            raise ConfigError(f"backend_kwargs for 'openai': {one_line(str(error), DETAIL_CHARS)}") from None
+            detail = one_line(str(error), DETAIL_CHARS)
+            raise ConfigError(f"backend_kwargs for {self.backend!r}: {detail}") from None
 
     async def complete(self, request: LMRequest) -> LMResponse:
         model = request.model or self.model_name
+        peer = Peer(without_userinfo(self.base_url), model, self.context_window)
+        arguments = {**self._sampling, **self._hints(request)}
+        if request.max_output_tokens is not None:
+            arguments[self._limit_name] = request.max_output_tokens
+        if request.idempotency_key:
+            arguments["extra_headers"] = {
+                "Idempotency-Key": request.idempotency_key,
+                **arguments.get("extra_headers", {}),
+            }
+        messages: Any = [dict(message) for message in request.messages]
         try:
-            messages: Any = [dict(message) for message in request.messages]
-            create = self._client.chat.completions.create
-            return _response(await create(model=model, messages=messages, **self._sampling), model)
+            if self.api == "responses":
+                made = await self._client.responses.create(model=model, input=messages, **arguments)
+                return openai_answers.of_response(made, model)
+            completion = await self._client.chat.completions.create(
+                model=model, messages=messages, **arguments
+            )
+            return openai_answers.of_completion(completion, model)
         except openai.OpenAIError as error:
-            raise self._mapped(error, model) from None
+            raise openai_answers.failure(error, peer) from None
         except (ValueError, TypeError, AttributeError, LookupError):
             # The SDK makes its objects from whatever JSON arrives, unchecked.
-            where = without_userinfo(self.base_url)
-            raise ProviderError(
-                f"{where} did not answer with a chat completion; is it an OpenAI API?"
-            ) from None
+            raise self._not_understood(peer) from None
 
     async def aclose(self) -> None:
         await self._client.close()
 
-    def _mapped(self, error: openai.OpenAIError, model: str) -> ProviderError:
-        where = f"{without_userinfo(self.base_url)} (model {model!r})"
-        detail = printable(one_line(str(error), DETAIL_CHARS))
-        if isinstance(error, openai.APITimeoutError):
-            return ProviderUnreachable(f"{where} did not answer in time")
-        if isinstance(error, openai.APIConnectionError):
-            cause = printable(one_line(str(error.__cause__ or error), DETAIL_CHARS))
-            return ProviderUnreachable(f"can't reach {where}: {cause}; is the server running?")
-        if isinstance(error, (openai.AuthenticationError, openai.PermissionDeniedError)):
-            return ProviderRefused(f"{where} refused the API key: {detail}")
-        if isinstance(error, (openai.RateLimitError, openai.InternalServerError)):
-            return ProviderOverloaded(f"{where} failed or is overloaded: {detail}")
-        if isinstance(error, openai.APIStatusError):
-            return ProviderRejected(f"{where} rejected the request: {detail}")
-        return ProviderError(f"{where}: {detail}")
+    def _make_sdk(self, api_key: str | None, **arguments: Any) -> openai.AsyncOpenAI:
+        key = api_key or self._key_of_environment()
+        return openai.AsyncOpenAI(api_key=key, base_url=self.base_url, **arguments)
 
+    def _base_url(self, given: str | None) -> str:
+        url = given or os.environ.get(self.base_url_variable) or self.default_base_url
+        if not url:
+            raise ConfigError(f"backend {self.backend!r} needs backend_kwargs={{'base_url': …}}")
+        if urlsplit(url).scheme not in ("http", "https"):
+            raise ConfigError(f"base_url must start with http:// or https://, not {url!r:.80}")
+        return url
 
-def _key_for(base_url: str) -> str:
-    """The environment's OpenAI key, for OpenAI only: a key goes to its own provider and nowhere else."""
-    if urlsplit(base_url).hostname != urlsplit(DEFAULT_BASE_URL).hostname:
-        return NO_KEY
-    key = os.environ.get("OPENAI_API_KEY")
-    if not key:
-        raise ConfigError(
-            "no API key for OpenAI: set OPENAI_API_KEY, pass api_key (in backend_kwargs), "
-            "or pass base_url for a server that needs none"
-        )
-    return key
+    def _key_of_environment(self) -> str:
+        """The environment's key of this provider, for its own servers only."""
+        if self._is_elsewhere():
+            return NO_KEY
+        key = os.environ.get(self.key_variable)
+        if not key:
+            raise ConfigError(
+                f"no API key for {self.called}: set {self.key_variable}, pass api_key (in backend_kwargs), "
+                "or pass base_url for a server that needs none"
+            )
+        return key
 
+    def _is_elsewhere(self) -> bool:
+        return urlsplit(self.base_url).hostname != urlsplit(self.default_base_url).hostname
 
-def _sampling(args: Mapping[str, Any]) -> dict[str, Any]:
-    """`max_tokens` under the name that today's chat completions take, as the original library does."""
-    renamed = {"max_completion_tokens" if key == "max_tokens" else key: value for key, value in args.items()}
-    return {key: value for key, value in renamed.items() if value is not None}
+    @property
+    def _limit_name(self) -> str:
+        return "max_output_tokens" if self.api == "responses" else "max_completion_tokens"
 
+    def _checked_sampling(self, args: Mapping[str, Any]) -> dict[str, Any]:
+        """`max_tokens` under the name that today's APIs take, as the original library does."""
+        other_names = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+        renamed = {self._limit_name if key in other_names else key: value for key, value in args.items()}
+        create = AsyncResponses.create if self.api == "responses" else AsyncCompletions.create
+        if unknown := sorted(renamed.keys() - inspect.signature(create).parameters.keys()):
+            raise ConfigError(
+                f"sampling_args: {self.backend} knows no {', '.join(unknown)}; use extra_body for others"
+            )
+        return {key: value for key, value in renamed.items() if value is not None}
 
-def _response(completion: ChatCompletion, model: str) -> LMResponse:
-    choice = completion.choices[0]
-    content: Any = choice.message.content
-    if isinstance(content, list):  # some servers answer in parts
-        content = "".join(str(part.get("text", "")) for part in content)
-    if not isinstance(content, str | None):
-        raise TypeError("content is not text")
-    text = content or ""
-    return LMResponse(
-        text, str(completion.model or model), _usage(completion), str(choice.finish_reason or "")
-    )
+    def _hints(self, request: LMRequest) -> dict[str, Any]:
+        """For OpenAI's prompt cache: requests that begin alike should meet the same machine."""
+        if not request.goes_on or self._is_elsewhere() or self.backend != "openai":
+            return {}
+        start = request.messages[0]["content"].encode("utf-8", "surrogatepass")
+        return {"prompt_cache_key": hashlib.sha256(start).hexdigest()[:32]}
 
-
-def _usage(completion: ChatCompletion) -> TokenUsage:
-    usage = completion.usage
-    if usage is None:
-        return TokenUsage()
-    cached = usage.prompt_tokens_details.cached_tokens if usage.prompt_tokens_details else None
-    reasoning = usage.completion_tokens_details.reasoning_tokens if usage.completion_tokens_details else None
-    cost = (usage.model_extra or {}).get("cost")
-    return TokenUsage(
-        _count(usage.prompt_tokens),
-        _count(usage.completion_tokens),
-        _count(cached),
-        _count(reasoning),
-        float(cost) if isinstance(cost, (int, float)) else None,
-    )
-
-
-def _count(value: object) -> int:
-    return value if isinstance(value, int) and value > 0 else 0
+    def _not_understood(self, peer: Peer) -> ProviderError:
+        what = "a response" if self.api == "responses" else "a chat completion; is it an OpenAI API?"
+        return peer.not_understood(what)

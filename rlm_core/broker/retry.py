@@ -1,0 +1,89 @@
+"""When a provider that did not answer is asked again: one policy for all of them."""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import tenacity
+
+from rlm_core.errors import ProviderError, ProviderOverloaded, ProviderUnreachable
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """Times in seconds. The wait doubles from `first_delay` to `longest_delay`, with a random part; what a
+    provider asks for by Retry-After takes its place."""
+
+    attempts: int = 4
+    first_delay: float = 0.5
+    longest_delay: float = 20.0
+    longest_retry_after: float = 120.0
+    """A provider that asks for more is not waited for."""
+
+    def delay(self, attempt: int, error: BaseException | None) -> float:
+        """Before the next attempt, after this one (from 1)."""
+        asked = getattr(error, "retry_after", None)
+        if isinstance(asked, (int, float)):
+            return float(asked) * random.uniform(1.0, 1.1)  # not all at once
+        doubled: float = self.first_delay * 2 ** (attempt - 1)
+        return min(self.longest_delay, doubled) * random.uniform(0.5, 1.0)
+
+
+class Pace:
+    """Of one client: when it asked us to wait, all of its calls wait."""
+
+    def __init__(self) -> None:
+        self._not_before = 0.0
+
+    def hold(self, seconds: float) -> None:
+        self._not_before = max(self._not_before, asyncio.get_running_loop().time() + seconds)
+
+    async def wait(self) -> None:
+        while True:
+            seconds = self._not_before - asyncio.get_running_loop().time()
+            if seconds <= 0:
+                return
+            await asyncio.sleep(seconds)
+
+
+async def with_retries(
+    policy: RetryPolicy, pace: Pace, deadline: float | None, attempt: Callable[[], Awaitable[T]]
+) -> T:
+    """`deadline` is of the loop's clock: what could only be answered after it is not asked again.
+
+    Raises:
+        ProviderError: that of the last attempt.
+    """
+    loop = asyncio.get_running_loop()
+
+    def wait(state: tenacity.RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome else None
+        seconds: float = policy.delay(state.attempt_number, error)
+        if getattr(error, "retry_after", None) is not None:
+            pace.hold(seconds)
+        return seconds
+
+    def stop(state: tenacity.RetryCallState) -> bool:
+        error = state.outcome.exception() if state.outcome else None
+        asked = getattr(error, "retry_after", None) or 0.0
+        late = deadline is not None and loop.time() + state.upcoming_sleep >= deadline
+        return late or asked > policy.longest_retry_after or state.attempt_number >= policy.attempts
+
+    async def paced() -> T:
+        await pace.wait()
+        return await attempt()
+
+    retrying = tenacity.AsyncRetrying(
+        retry=tenacity.retry_if_exception(_is_worth_it), wait=wait, stop=stop, reraise=True
+    )
+    return await retrying(paced)
+
+
+def _is_worth_it(error: BaseException) -> bool:
+    if isinstance(error, ProviderError) and error.try_again is not None:
+        return error.try_again
+    return isinstance(error, (ProviderOverloaded, ProviderUnreachable))
