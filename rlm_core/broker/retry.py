@@ -38,9 +38,12 @@ class Pace:
 
     def __init__(self) -> None:
         self._not_before = 0.0
+        self.held = asyncio.Event()
+        """Whether it ever did."""
 
     def hold(self, seconds: float) -> None:
         self._not_before = max(self._not_before, asyncio.get_running_loop().time() + seconds)
+        self.held.set()
 
     async def wait(self) -> None:
         while True:
