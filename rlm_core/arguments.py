@@ -10,8 +10,6 @@ from rlm_core.pool import SandboxPool
 
 NOT_YET: dict[str, Any] = {
     "persistent": False,
-    "custom_tools": None,
-    "custom_sub_tools": None,
     "compaction": False,
     "compaction_threshold_pct": 0.85,
 }
@@ -82,6 +80,8 @@ RULES: dict[str, Rule] = {
     "max_concurrent_calls": _number(1, optional=False),
     "on_limit": _one_of("raise", "return"),
     "child_isolation": _one_of("fork", "sandbox"),
+    "custom_tools": _a(Mapping, NONE),
+    "custom_sub_tools": _a(Mapping, NONE),
     "custom_system_prompt": _a(str, NONE),
     "user_prologue": _a(str, NONE),
     "logger": _a(RLMLogger, NONE),

@@ -92,6 +92,8 @@ Keep your own messages short: let sub-LMs do the reading and code do the countin
 in variables, and print only what you need for your next decision."""
 
 
+TOOLS = "The REPL also has these, which only your code can use; functions take and return JSON's types:"
+
 CHILD = """\
 You work on one part of a larger task, which is in `context`. Where whoever gave it to you shares the \
 REPL's memory, `parent_context` is their text, and their variables are there (`SHOW_VARS()`); what you \
@@ -108,6 +110,8 @@ class PromptConfig:
     user_prologue: str | None = None
     is_child: bool = False
     """Whether it is for a run that another run's cell asked for."""
+    tools: tuple[str, ...] = ()
+    """A line about each of the user's tools."""
 
 
 def first_messages(
@@ -117,6 +121,8 @@ def first_messages(
     system = config.system_prompt if config.system_prompt is not None else _system(sub_window)
     if config.orchestrator:
         system = f"{system}\n\n{ORCHESTRATE}"
+    if config.tools:
+        system = f"{system}\n\n{TOOLS}\n\n" + "\n".join(f"- {tool}" for tool in config.tools)
     if config.is_child:
         system = f"{system}\n\n{CHILD}"
     messages: list[Message] = [

@@ -26,6 +26,7 @@ from rlm_core.portal import portal
 from rlm_core.prices import PriceTable
 from rlm_core.prompts import PromptConfig
 from rlm_core.run import LoopConfig, Run, Task
+from rlm_core.tools import Tools
 from rlm_core.types import RLMChatCompletion, RLMMetadata
 
 
@@ -51,6 +52,9 @@ class RLM:
             `status` is the name of the limit and whose response is the best answer known.
         prices: of models that have no known one, or another: {"my-model": {"input": 0.1, "output": 0.4}}, USD
             per million tokens, or the path of such a TOML file.
+        custom_tools: names of the REPL: functions of this process, sync or async, whose arguments and result
+            are JSON's types, and plain data; each may be {"tool": …, "description": …}.
+        custom_sub_tools: those of children; None: the same.
         max_concurrent_subcalls: children of one run at the same time.
         max_concurrent_calls: LM calls of a completion at the same time.
         child_isolation: "fork": a child shares its parent's sandbox, and sees its variables copy-on-write;
@@ -95,6 +99,8 @@ class RLM:
         other_backend_kwargs: Sequence[Mapping[str, Any]] | None = None,
         logger: RLMLogger | None = None,
         verbose: bool = False,
+        custom_tools: Mapping[str, Any] | None = None,
+        custom_sub_tools: Mapping[str, Any] | None = None,
         max_concurrent_subcalls: int = 4,
         max_concurrent_calls: int = 64,
         child_isolation: str = "fork",
@@ -130,6 +136,8 @@ class RLM:
             max_concurrent_subcalls=max_concurrent_subcalls,
             child_isolation=child_isolation,
             on_limit=on_limit,
+            tools=Tools.of(custom_tools),
+            sub_tools=Tools.of(custom_tools if custom_sub_tools is None else custom_sub_tools),
             prompt=prompt,
         )
         self._broker_config = BrokerConfig(

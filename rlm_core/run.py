@@ -35,6 +35,7 @@ from rlm_core.recursion import Children
 from rlm_core.session import Session
 from rlm_core.tasks import finish_first
 from rlm_core.text import one_line
+from rlm_core.tools import Tools
 from rlm_core.types import CodeBlock, REPLResult, RLMChatCompletion, RLMIteration
 
 log = logging.getLogger("rlm_core.run")
@@ -67,6 +68,9 @@ class LoopConfig:
     """fork or sandbox."""
     on_limit: str = "raise"
     """raise or return."""
+    tools: Tools = field(default_factory=Tools)
+    sub_tools: Tools = field(default_factory=Tools)
+    """Of its children."""
     prompt: PromptConfig = field(default_factory=PromptConfig)
 
 
@@ -92,6 +96,7 @@ class Run:
         self.depth: int = parent.depth + 1 if parent is not None else depth
         self.account: Account = Account(parent.account if parent is not None else None)
         self._task = task
+        self._parent = parent
         self._client = client or broker.models.root
         self._observer = isolated(observer or Observer())
         self._log = log
@@ -137,7 +142,12 @@ class Run:
         run_id = f"{self._task.run_id}.{self._born}"
         return Run(
             Task(call.prompt, encode(call.prompt), run_id=run_id),
-            replace(self.config, on_limit="raise", prompt=replace(self.config.prompt, is_child=True)),
+            replace(
+                self.config,
+                on_limit="raise",
+                tools=self.config.sub_tools,
+                prompt=replace(self.config.prompt, is_child=True),
+            ),
             self.broker,
             log=self._log.of_child(run_id, client.model_name) if self._log is not None else None,
             callbacks=self.callbacks,
@@ -198,9 +208,13 @@ class Run:
     ) -> RLMChatCompletion:
         places = asyncio.Semaphore(self.config.max_concurrent_subcalls)
         self._children = Children(self, session, source, places)
-        if put_context:
-            async with self._deadline.limit():
+        inherited = None if put_context or self._parent is None else self._parent.config.tools
+        bindings = self.config.tools.bindings(inherited)
+        async with self._deadline.limit():
+            if put_context:
                 await session.put_context(self._task.encoded)
+            if bindings:
+                await session.bind(bindings)
         answer = await self._turns(session)
         if answer is not None:
             return self._completion(answer, "answered")
@@ -212,6 +226,8 @@ class Run:
         self._in_flight += 1
         self._observer.calls_changed(self._in_flight, self._calls_made)
         try:
+            if call.kind == "tool":
+                return await self.config.tools.call(call.tool, call.prompt)
             if call.kind == "rlm" and self._children is not None and self.depth + 1 < self.config.max_depth:
                 return await self._children.answer(call)
             return await self.broker.handle(call, self.account)
@@ -223,7 +239,8 @@ class Run:
         """The answer, or None when the turns are used up."""
         turns = self.config.max_iterations
         window = self.broker.models.sub.context_window
-        self._messages = first_messages(self.config.prompt, self._task.context, self._task.question, window)
+        prompt = replace(self.config.prompt, tools=self.config.tools.descriptions)
+        self._messages = first_messages(prompt, self._task.context, self._task.question, window)
         previous: TurnOutcome | None = None
         for self._turn in range(1, turns + 1):
             self._observer.turn_started(self._turn, turns)

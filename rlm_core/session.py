@@ -2,11 +2,9 @@
 
 import asyncio
 import contextlib
-import io
 import logging
-import os
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -27,13 +25,14 @@ from rlm_core.running_cell import RunningCell
 from rlm_core.tasks import finish_first
 from rlm_core.text import told
 from rlm_core.transport.errors import RECONNECTABLE, from_rpc_error
+from rlm_core.uploads import context_parts, file_parts, write_new
 
 log = logging.getLogger("rlm_core.session")
 
 
 CallHandler = Callable[[Call], Awaitable[Answer | Failure]]
 Stream: TypeAlias = "grpc.aio.StreamStreamCall[pb.ConnectRequest, pb.ConnectResponse]"
-KINDS = {pb.CALL_KIND_LLM: "llm", pb.CALL_KIND_RLM: "rlm"}
+KINDS = {pb.CALL_KIND_LLM: "llm", pb.CALL_KIND_RLM: "rlm", pb.CALL_KIND_TOOL: "tool"}
 CONTEXT_KINDS = {
     "text": pb.CONTEXT_KIND_TEXT,
     "bytes": pb.CONTEXT_KIND_BYTES,
@@ -143,16 +142,27 @@ class Session:
         folder = self._sandbox.shared_folder
         header.size_bytes = size
         if folder is None:
-            await self._ask(self._stub.PutContext, _parts(header, encoded), timeout=seconds)
+            await self._ask(self._stub.PutContext, context_parts(header, encoded), timeout=seconds)
             return index
         path = folder / secrets.token_hex(16)  # all sessions may read there, and none may list
         try:
-            await asyncio.to_thread(_write_new, path, encoded)
+            await asyncio.to_thread(write_new, path, encoded)
             header.shared_file = path.name
-            await self._ask(self._stub.PutContext, _parts(header, None), timeout=seconds)
+            await self._ask(self._stub.PutContext, context_parts(header, None), timeout=seconds)
         finally:
             path.unlink(missing_ok=True)
         return index
+
+    async def bind(self, bindings: Sequence[pb.Binding]) -> None:
+        """Give names of the REPL their values, and functions of the host; see `rlm_core/tools.py`.
+
+        Raises:
+            ConfigError: the worker could not take them.
+        """
+        request = pb.BindNamesRequest(session_id=self.id, request_id=secrets.token_hex(8), bindings=bindings)
+        if request.ByteSize() > limits.MAX_MESSAGE:
+            raise ConfigError(f"too much for names of the REPL: at most {limits.MAX_MESSAGE:,} bytes")
+        await self._ask(self._stub.BindNames, request)
 
     async def put_file(self, name: str, path: Path) -> None:
         """Copy a file of the host's into the session's working folder.
@@ -168,7 +178,7 @@ class Session:
         with file:
             seconds = limits.START_SECONDS + size / limits.CONTEXT_BYTES_PER_SECOND
             header = pb.FileHeader(session_id=self.id, path=name, size_bytes=size)
-            await self._ask(self._stub.PutFile, _file_parts(header, file), timeout=seconds)
+            await self._ask(self._stub.PutFile, file_parts(header, file), timeout=seconds)
 
     async def execute(self, code: str, *, timeout: float | None = None) -> CellResult:
         """Run a cell to its end. Cancelling this interrupts the cell.
@@ -419,6 +429,7 @@ class Session:
             prompt=message.prompt.decode("utf-8", "replace"),
             model=message.model or None,
             depth=self._depth,
+            tool=message.tool,
         )
         try:
             reply = reply_message(call.id, await self._handle_call(call))
@@ -462,34 +473,6 @@ class Session:
         return SandboxLost(epitaph) if epitaph else SandboxLost(str(from_rpc_error(error)))
 
 
-async def _parts(header: pb.ContextHeader, encoded: Encoded | None) -> AsyncIterator[pb.PutContextRequest]:
-    yield pb.PutContextRequest(header=header)
-    if encoded is not None:
-        for chunk in encoded.chunks():
-            yield pb.PutContextRequest(chunk=chunk)
-
-
 def _sendable(code: str) -> str:
     """A lone surrogate can't be sent; as an escape it means the same inside a string literal."""
     return code.encode("utf-8", "backslashreplace").decode()
-
-
-async def _file_parts(header: pb.FileHeader, file: io.BufferedReader) -> AsyncIterator[pb.PutFileRequest]:
-    yield pb.PutFileRequest(header=header)
-    while chunk := await asyncio.to_thread(file.read, limits.CHUNK):
-        yield pb.PutFileRequest(chunk=chunk)
-
-
-def _write_new(path: Path, encoded: Encoded) -> None:
-    """Readable for the agent, which may be another user; the folder around it is the host's alone."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-    with os.fdopen(os.open(path, flags, 0o600), "wb", buffering=0) as file:
-        os.fchmod(file.fileno(), 0o644)
-        for chunk in encoded.chunks():
-            _write_all(file, chunk)
-
-
-def _write_all(file: io.RawIOBase, chunk: bytes) -> None:
-    view = memoryview(chunk)
-    while view:
-        view = view[file.write(view) or 0 :]

@@ -12,7 +12,7 @@ import pytest
 from rlm_agent.supervisor import Known, Supervisor
 from rlm_agent.worker.link import Link
 
-from rlm_core import session as session_module
+from rlm_core import uploads
 from rlm_core.broker.call import Answer, Call, Failure
 from rlm_core.context import Encoded
 from rlm_core.environment import Sandbox, make_environment
@@ -302,13 +302,13 @@ async def test_the_name_of_a_context_can_not_be_guessed(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names: list[str] = []
-    write = session_module._write_new
+    write = uploads.write_new
 
     def noted(path: Path, encoded: Encoded) -> None:
         names.append(path.name)
         write(path, encoded)
 
-    monkeypatch.setattr(session_module, "_write_new", noted)
+    monkeypatch.setattr("rlm_core.session.write_new", noted)
     async with Session(sandbox, SPEC, echo) as session:
         await session.put_context("a secret")
         await session.put_context("another")

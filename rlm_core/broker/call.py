@@ -13,10 +13,12 @@ class Call:
     session_id: str
     cell_id: str
     kind: str
-    """llm or rlm."""
+    """llm, rlm or tool."""
     prompt: str
     model: str | None
     depth: int
+    tool: str = ""
+    """Its name; then the prompt is the JSON of its arguments."""
 
 
 @dataclass(frozen=True, slots=True)

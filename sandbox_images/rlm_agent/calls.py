@@ -20,7 +20,7 @@ from rlm_agent.rpc.v1 import agent_pb2 as pb
 from rlm_agent.sender import peer_of
 
 Deferred = Callable[[], pb.AgentMessage | None]
-KINDS = {"llm": pb.CALL_KIND_LLM, "rlm": pb.CALL_KIND_RLM}
+KINDS = {"llm": pb.CALL_KIND_LLM, "rlm": pb.CALL_KIND_RLM, "tool": pb.CALL_KIND_TOOL}
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,14 +108,17 @@ class Calls:
         if cell is None:
             return "no cell is running: a call can't outlive the cell that made it"
         kind = KINDS.get(str(frame.header.get("kind")))
-        model = frame.header.get("model", "")
-        if kind is None or not isinstance(model, str) or len(model) > limits.MAX_ID_CHARS:
+        model, tool = frame.header.get("model", ""), frame.header.get("tool", "")
+        names = [name for name in (model, tool) if isinstance(name, str) and len(name) <= limits.MAX_ID_CHARS]
+        if kind is None or len(names) < 2:
             return "not a valid call"
         if len(frame.body) > limits.MAX_PROMPT:
             return f"the prompt has {len(frame.body):,} bytes; at most {limits.MAX_PROMPT:,}"
         self._minted += 1
         call_id = f"{cell.id}/{self._minted}"
-        message = pb.Call(call_id=call_id, cell_id=cell.id, kind=kind, model=model, prompt=frame.body)
+        message = pb.Call(
+            call_id=call_id, cell_id=cell.id, kind=kind, model=model, prompt=frame.body, tool=tool
+        )
         self._pending[call_id] = Pending(connection, frame.header["id"], message)
         self._pending_bytes += len(message.prompt)
         cell.call_started(call_id)

@@ -26,6 +26,7 @@ class Kind(IntEnum):
     READ = 4
     FORK = 5
     FILE = 6
+    BIND = 7
     # worker → agent
     READY = 10
     RESULT = 11

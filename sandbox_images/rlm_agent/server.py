@@ -113,6 +113,19 @@ class AgentService(rpc.AgentServiceServicer):
             path.unlink(missing_ok=True)
         return pb.PutFileResponse()
 
+    async def BindNames(self, request: pb.BindNamesRequest, context: Context) -> pb.BindNamesResponse:
+        session = self._session(request.session_id)
+        bindings: list[list[str]] = []
+        for each in request.bindings:
+            kind = each.WhichOneof("kind")
+            if kind is None or not each.name.isidentifier() or len(each.name) > limits.MAX_NAME_CHARS:
+                raise errors.Invalid(f"not a name and its value: {each.name[:100]!r}")
+            value = getattr(each, kind)
+            text = value.decode("utf-8", "surrogatepass") if isinstance(value, bytes) else str(value)
+            bindings.append([each.name, kind, text])
+        await session.bind(request.request_id, bindings)
+        return pb.BindNamesResponse()
+
     async def Connect(  # type: ignore[override]
         self, request_iterator: AsyncIterator[pb.ConnectRequest], context: Context
     ) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
+import json
 import os
 import signal
 import socket
@@ -58,6 +59,8 @@ class Session:
         self._cells: OrderedDict[str, Cell] = OrderedDict()
         self._inherited_contexts = 0
         self._files: dict[str, bytes] = {}
+        self._bound = ""
+        """Id of the last request for it."""
         self._contexts: dict[int, asyncio.Task[None]] = {}
         self._turn = asyncio.Lock()
         self._ready = asyncio.Event()
@@ -206,6 +209,23 @@ class Session:
             ended = await self._perform(Frame(Kind.FILE, header), 0, fds=[file.fileno()])
         self._check_loaded(ended, "file")
         self._files[name] = digest.digest()
+
+    async def bind(self, request_id: str, bindings: list[list[str]]) -> None:
+        """Give names of the REPL a value: name, kind (of the wire's Binding) and text of each. Repeating the
+        last request changes nothing.
+
+        Raises:
+            Invalid: the worker could not do it.
+        """
+        if request_id == self._bound:
+            return
+        header = {"cell": f"bind {request_id[: limits.MAX_ID_CHARS]}"}
+        body = json.dumps(bindings, ensure_ascii=False).encode("utf-8", "surrogatepass")
+        if len(body) > limits.MAX_FRAME_BODY:
+            raise Invalid(f"names and their values take at most {limits.MAX_FRAME_BODY:,} bytes at once")
+        ended = await self._perform(Frame(Kind.BIND, header, body), 0)
+        self._check_loaded(ended, "names")
+        self._bound = request_id
 
     async def list_variables(self) -> list[list[str]]:
         """Name, type name and short repr of each; taken from a worker, so each is checked."""

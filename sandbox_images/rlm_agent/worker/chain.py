@@ -13,6 +13,7 @@ of its own and the last checkpoint stays, so that a crash costs the cells since 
 import contextlib
 import fcntl
 import gc
+import json
 import mmap
 import os
 import resource
@@ -133,6 +134,8 @@ class Worker:
             action: Callable[[], Any] = lambda: self._repl.execute(frame.body.decode())  # noqa: E731
         elif frame.kind is Kind.CONTEXT:
             action = lambda: self._put_context(fds[0], header["kind"], header["index"])  # noqa: E731
+        elif frame.kind is Kind.BIND:
+            action = lambda: self._bind_names(frame.body)  # noqa: E731
         elif frame.kind is Kind.FILE:
             action = lambda: context.write_file(fds[0], header["path"])  # noqa: E731
         else:
@@ -176,6 +179,9 @@ class Worker:
 
     def _put_context(self, fd: int, kind: str, index: int) -> None:
         self._repl.names.add_context(index, context.load(fd, kind))
+
+    def _bind_names(self, body: bytes) -> None:
+        self._repl.names.bind_all(json.loads(body.decode("utf-8", "surrogatepass")))
 
     def _tell_variables(self, frame: Frame) -> None:
         answer: dict[str, Any] = {"error": None}

@@ -3,8 +3,9 @@
 from typing import Any
 
 from rlm_agent import limits
-from rlm_agent.worker import variables
+from rlm_agent.worker import context, variables
 from rlm_agent.worker.query import Queries
+from rlm_agent.worker.tool import Tool
 
 QUERY_NAMES = ("llm_query", "llm_query_batched", "rlm_query", "rlm_query_batched")
 NO_VALUE = object()
@@ -13,6 +14,7 @@ NO_VALUE = object()
 class Names:
     def __init__(self, namespace: dict[str, Any], queries: Queries) -> None:
         self._namespace = namespace
+        self._queries = queries
         self._answer: dict[str, Any] = {"content": "", "ready": False}
         self._values: dict[str, Any] = {name: getattr(queries, name) for name in QUERY_NAMES}
         self._values |= {
@@ -72,6 +74,21 @@ class Names:
 
     def bind(self, name: str, value: Any) -> None:
         self._values[name] = self._namespace[name] = value
+
+    def bind_all(self, bindings: list[list[str]]) -> None:
+        """Name, kind and text of each; kinds are those of the wire's Binding."""
+        for name, kind, text in bindings:
+            if kind == "removed":
+                self._values.pop(name, None)
+                self._namespace.pop(name, None)
+            elif kind == "tool":
+                self.bind(name, Tool(self._queries, name, text))
+            else:
+                value = context.decode(memoryview(text.encode("utf-8", "surrogatepass")), "json")
+                if kind == "items":
+                    self._values[name].extend(value)
+                else:
+                    self.bind(name, value)
 
     def restore(self) -> list[str]:
         """Put every name back; a value that a cell gave to one is kept under `<name>_`.

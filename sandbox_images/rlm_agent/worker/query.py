@@ -73,12 +73,18 @@ class Queries:
         """Ask many recursive LMs at once."""
         return self._ask("rlm", prompts, model)
 
+    def call_tool(self, name: str, body: bytes) -> LMReply:
+        """Have the host call a function of its own."""
+        return self._send({"kind": "tool", "tool": name}, [body])[0]
+
     def _ask(self, kind: str, prompts: Sequence[str], model: str | None) -> list[LMReply]:
-        bodies = _checked(prompts, model)
+        return self._send({"kind": kind, "model": model or ""}, _checked(prompts, model))
+
+    def _send(self, header: dict[str, str], bodies: list[bytes | LMReply]) -> list[LMReply]:
         link: Link | None = None
         try:
             link = self._local.take()
-            replies = _Exchange(link, kind, model, self._fork_here).run(bodies)
+            replies = _Exchange(link, header, self._fork_here).run(bodies)
         except (OSError, LinkClosed, FrameError) as error:
             self._local.drop(link)
             return [LMReply.failure(f"the call did not reach the host: {error!r}")] * len(bodies)
@@ -137,9 +143,9 @@ class _Connections(threading.local):
 class _Exchange:
     """Sends prompts and collects answers, at most WINDOW of them open."""
 
-    def __init__(self, link: Link, kind: str, model: str | None, fork_here: ForkHere | None) -> None:
+    def __init__(self, link: Link, header: dict[str, str], fork_here: ForkHere | None) -> None:
         self._link = link
-        self._header = {"kind": kind, "model": model or ""}
+        self._header = header
         self._fork_here = fork_here
 
     def run(self, bodies: list[bytes | LMReply]) -> list[LMReply]:

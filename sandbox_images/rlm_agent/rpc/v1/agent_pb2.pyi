@@ -164,12 +164,14 @@ class _CallKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CallKind.Val
     CALL_KIND_UNSPECIFIED: _CallKind.ValueType  # 0
     CALL_KIND_LLM: _CallKind.ValueType  # 1
     CALL_KIND_RLM: _CallKind.ValueType  # 2
+    CALL_KIND_TOOL: _CallKind.ValueType  # 3
 
 class CallKind(_CallKind, metaclass=_CallKindEnumTypeWrapper): ...
 
 CALL_KIND_UNSPECIFIED: CallKind.ValueType  # 0
 CALL_KIND_LLM: CallKind.ValueType  # 1
 CALL_KIND_RLM: CallKind.ValueType  # 2
+CALL_KIND_TOOL: CallKind.ValueType  # 3
 Global___CallKind: _TypeAlias = CallKind  # noqa: Y015
 
 @_typing.final
@@ -524,6 +526,85 @@ class PutFileResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PutFileResponse: _TypeAlias = PutFileResponse  # noqa: Y015
+
+@_typing.final
+class BindNamesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    BINDINGS_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.str
+    request_id: _builtins.str
+    """A repeated id is the same request."""
+    @_builtins.property
+    def bindings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Binding]: ...
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        bindings: _abc.Iterable[Global___Binding] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bindings", b"bindings", "request_id", b"request_id", "session_id", b"session_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BindNamesRequest: _TypeAlias = BindNamesRequest  # noqa: Y015
+
+@_typing.final
+class Binding(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    TOOL_FIELD_NUMBER: _builtins.int
+    REMOVED_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    value: _builtins.bytes
+    """A value, in the JSON of contexts."""
+    items: _builtins.bytes
+    """A list in that JSON, which is added to the end of the name's own."""
+    tool: _builtins.str
+    """A function of the host; its signature and description."""
+    removed: _builtins.bool
+    """The name is given up."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        value: _builtins.bytes = ...,
+        items: _builtins.bytes = ...,
+        tool: _builtins.str = ...,
+        removed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["items", b"items", "kind", b"kind", "removed", b"removed", "tool", b"tool", "value", b"value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items", "kind", b"kind", "name", b"name", "removed", b"removed", "tool", b"tool", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["value", "items", "tool", "removed"]  # noqa: Y015
+    _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
+
+Global___Binding: _TypeAlias = Binding  # noqa: Y015
+
+@_typing.final
+class BindNamesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BindNamesResponse: _TypeAlias = BindNamesResponse  # noqa: Y015
 
 @_typing.final
 class ConnectRequest(_message.Message):
@@ -976,11 +1057,15 @@ class Call(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     PROMPT_FIELD_NUMBER: _builtins.int
+    TOOL_FIELD_NUMBER: _builtins.int
     call_id: _builtins.str
     cell_id: _builtins.str
     kind: Global___CallKind.ValueType
     model: _builtins.str
     prompt: _builtins.bytes
+    """Of a tool: a JSON object with the list "args" and the object "kwargs"."""
+    tool: _builtins.str
+    """Name of the tool."""
     def __init__(
         self,
         *,
@@ -989,10 +1074,11 @@ class Call(_message.Message):
         kind: Global___CallKind.ValueType = ...,
         model: _builtins.str = ...,
         prompt: _builtins.bytes = ...,
+        tool: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "cell_id", b"cell_id", "kind", b"kind", "model", b"model", "prompt", b"prompt"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "cell_id", b"cell_id", "kind", b"kind", "model", b"model", "prompt", b"prompt", "tool", b"tool"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -54,6 +54,11 @@ class AgentServiceStub(object):
                 request_serializer=rlm__agent_dot_rpc_dot_v1_dot_agent__pb2.PutFileRequest.SerializeToString,
                 response_deserializer=rlm__agent_dot_rpc_dot_v1_dot_agent__pb2.PutFileResponse.FromString,
                 _registered_method=True)
+        self.BindNames = channel.unary_unary(
+                '/rlm_agent.rpc.v1.AgentService/BindNames',
+                request_serializer=rlm__agent_dot_rpc_dot_v1_dot_agent__pb2.BindNamesRequest.SerializeToString,
+                response_deserializer=rlm__agent_dot_rpc_dot_v1_dot_agent__pb2.BindNamesResponse.FromString,
+                _registered_method=True)
         self.Connect = channel.stream_stream(
                 '/rlm_agent.rpc.v1.AgentService/Connect',
                 request_serializer=rlm__agent_dot_rpc_dot_v1_dot_agent__pb2.ConnectRequest.SerializeToString,
@@ -117,6 +122,13 @@ class AgentServiceServicer(object):
 
     def PutFile(self, request_iterator, context):
         """Puts a file into the session's working folder, in chunks of at most 1 MiB.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BindNames(self, request, context):
+        """Gives names of the REPL a value, or the functions that calls of kind TOOL come from.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -191,6 +203,11 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     servicer.PutFile,
                     request_deserializer=rlm__agent_dot_rpc_dot_v1_dot_agent__pb2.PutFileRequest.FromString,
                     response_serializer=rlm__agent_dot_rpc_dot_v1_dot_agent__pb2.PutFileResponse.SerializeToString,
+            ),
+            'BindNames': grpc.unary_unary_rpc_method_handler(
+                    servicer.BindNames,
+                    request_deserializer=rlm__agent_dot_rpc_dot_v1_dot_agent__pb2.BindNamesRequest.FromString,
+                    response_serializer=rlm__agent_dot_rpc_dot_v1_dot_agent__pb2.BindNamesResponse.SerializeToString,
             ),
             'Connect': grpc.stream_stream_rpc_method_handler(
                     servicer.Connect,
@@ -336,6 +353,33 @@ class AgentService(object):
             '/rlm_agent.rpc.v1.AgentService/PutFile',
             rlm__agent_dot_rpc_dot_v1_dot_agent__pb2.PutFileRequest.SerializeToString,
             rlm__agent_dot_rpc_dot_v1_dot_agent__pb2.PutFileResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BindNames(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rlm_agent.rpc.v1.AgentService/BindNames',
+            rlm__agent_dot_rpc_dot_v1_dot_agent__pb2.BindNamesRequest.SerializeToString,
+            rlm__agent_dot_rpc_dot_v1_dot_agent__pb2.BindNamesResponse.FromString,
             options,
             channel_credentials,
             insecure,

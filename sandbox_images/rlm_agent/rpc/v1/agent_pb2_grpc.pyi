@@ -48,6 +48,8 @@ class AgentServiceStub:
     """Binds the next `context` variable, from chunks of at most 1 MiB or from a file of the host."""
     PutFile: _grpc.StreamUnaryMultiCallable[_agent_pb2.PutFileRequest, _agent_pb2.PutFileResponse]
     """Puts a file into the session's working folder, in chunks of at most 1 MiB."""
+    BindNames: _grpc.UnaryUnaryMultiCallable[_agent_pb2.BindNamesRequest, _agent_pb2.BindNamesResponse]
+    """Gives names of the REPL a value, or the functions that calls of kind TOOL come from."""
     Connect: _grpc.StreamStreamMultiCallable[_agent_pb2.ConnectRequest, _agent_pb2.ConnectResponse]
     """The session's one long stream: cells and replies go down, events and calls come up."""
     InterruptCell: _grpc.UnaryUnaryMultiCallable[_agent_pb2.InterruptCellRequest, _agent_pb2.InterruptCellResponse]
@@ -73,6 +75,8 @@ class AgentServiceAsyncStub(AgentServiceStub):
     """Binds the next `context` variable, from chunks of at most 1 MiB or from a file of the host."""
     PutFile: _aio.StreamUnaryMultiCallable[_agent_pb2.PutFileRequest, _agent_pb2.PutFileResponse]  # type: ignore[assignment]
     """Puts a file into the session's working folder, in chunks of at most 1 MiB."""
+    BindNames: _aio.UnaryUnaryMultiCallable[_agent_pb2.BindNamesRequest, _agent_pb2.BindNamesResponse]  # type: ignore[assignment]
+    """Gives names of the REPL a value, or the functions that calls of kind TOOL come from."""
     Connect: _aio.StreamStreamMultiCallable[_agent_pb2.ConnectRequest, _agent_pb2.ConnectResponse]  # type: ignore[assignment]
     """The session's one long stream: cells and replies go down, events and calls come up."""
     InterruptCell: _aio.UnaryUnaryMultiCallable[_agent_pb2.InterruptCellRequest, _agent_pb2.InterruptCellResponse]  # type: ignore[assignment]
@@ -119,6 +123,14 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_agent_pb2.PutFileResponse, _abc.Awaitable[_agent_pb2.PutFileResponse]]:
         """Puts a file into the session's working folder, in chunks of at most 1 MiB."""
+
+    @_abc_1.abstractmethod
+    def BindNames(
+        self,
+        request: _agent_pb2.BindNamesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.BindNamesResponse, _abc.Awaitable[_agent_pb2.BindNamesResponse]]:
+        """Gives names of the REPL a value, or the functions that calls of kind TOOL come from."""
 
     @_abc_1.abstractmethod
     def Connect(

@@ -1,0 +1,181 @@
+"""The user's tools: functions of the host that cells call, and plain values that are data in the REPL.
+
+A call travels to the host as JSON, its arguments are checked against the function's signature, and its result
+travels back as JSON. Nothing of the host's is ever sent into the sandbox but that.
+"""
+
+import asyncio
+import functools
+import inspect
+import json
+import keyword
+import logging
+import re
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import pydantic
+import pydantic_core
+from rlm_agent.rpc.v1 import agent_pb2 as pb
+
+from rlm_core.broker.call import Answer, Failure
+from rlm_core.context import encode
+from rlm_core.errors import ConfigError
+from rlm_core.text import one_line
+from rlm_core.types import TokenUsage
+
+log = logging.getLogger("rlm_core.tools")
+
+RESERVED = re.compile(
+    r"(llm|rlm)_query(_batched)?|SHOW_VARS|FINAL|FINAL_VAR|answer|parent_context|(context|history)(_\d+)?"
+)
+MAX_NAME_CHARS = 100
+MAX_DESCRIPTION_CHARS = 2_000
+MAX_THREADS = 16
+"""Of functions that are not async, at work at the same time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    name: str
+    value: Any
+    description: str
+    """For the LM: signature and what it is for, or type and what it is."""
+    function: Callable[..., Any] | None = None
+    """The value, with its arguments checked; None for plain data."""
+
+    @classmethod
+    def of(cls, name: str, entry: Any) -> "Tool":
+        """Raises ConfigError for a name or a value that can't be one."""
+        _check_name(name)
+        described = isinstance(entry, dict) and "tool" in entry and entry.keys() <= {"tool", "description"}
+        value = entry["tool"] if described else entry
+        text = str(entry.get("description") or "") if described else ""
+        if callable(value):
+            return cls(name, value, _describe_function(name, value, text), _checked(name, value))
+        try:
+            encode(value)
+        except ConfigError as error:
+            raise ConfigError(f"custom tool {name!r} is neither a function nor plain data: {error}") from None
+        kind = f"`{name}`: a {type(value).__name__}"
+        return cls(name, value, one_line(f"{kind}. {text}" if text else kind, MAX_DESCRIPTION_CHARS))
+
+    def binding(self) -> pb.Binding:
+        if self.function is not None:
+            return pb.Binding(name=self.name, tool=self.description)
+        encoded = encode({"value": self.value})
+        assert isinstance(encoded.content, str)
+        text = encoded.content.removeprefix('{"value":').removesuffix("}")
+        return pb.Binding(name=self.name, value=text.encode("utf-8", "surrogatepass"))
+
+
+@dataclass(frozen=True)
+class Tools:
+    """Of one level of runs."""
+
+    tools: Mapping[str, Tool] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, custom_tools: Mapping[str, Any] | None) -> "Tools":
+        """From the argument of `RLM`: functions, values, or {"tool": …, "description": …}, by name.
+
+        Raises:
+            ConfigError: one of them can't be a tool.
+        """
+        return cls({name: Tool.of(name, entry) for name, entry in (custom_tools or {}).items()})
+
+    @property
+    def descriptions(self) -> tuple[str, ...]:
+        return tuple(tool.description for tool in self.tools.values())
+
+    def bindings(self, inherited: "Tools | None" = None) -> list[pb.Binding]:
+        """What a new session is given; one that is a fork has its parent's, which may not be its own."""
+        others = inherited.tools if inherited is not None else {}
+        removed = [pb.Binding(name=name, removed=True) for name in others.keys() - self.tools.keys()]
+        fresh = [tool for name, tool in self.tools.items() if others.get(name) is not tool]
+        return [*removed, *(tool.binding() for tool in fresh)]
+
+    async def call(self, name: str, arguments: str) -> Answer | Failure:
+        """Call a function; what goes wrong is told to the cell."""
+        tool = self.tools.get(name)
+        if tool is None or tool.function is None:
+            return Failure("INVALID", f"there is no tool {name[:MAX_NAME_CHARS]!r}")
+        try:
+            args, kwargs = _parse(arguments)
+        except (ValueError, RecursionError, KeyError, TypeError):
+            return Failure("INVALID", "the arguments of a tool are a JSON object with args and kwargs")
+        try:
+            result = await _run(tool.function, args, kwargs)
+            text = pydantic_core.to_json(result, inf_nan_mode="constants").decode()
+        except pydantic.ValidationError as error:
+            return Failure("INVALID", _wrong_arguments(name, error))
+        except pydantic_core.PydanticSerializationError as error:
+            return Failure("INVALID", f"what {name} returned is not JSON: {one_line(str(error), 300)}")
+        except Exception as error:
+            log.info("tool %s failed", name, exc_info=True)
+            return Failure("PROVIDER", one_line(f"{type(error).__name__}: {error}", 1_000))
+        return Answer(text, "", TokenUsage())
+
+
+_threads = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="rlm-tool")
+
+
+async def _run(function: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
+    if inspect.iscoroutinefunction(inspect.unwrap(function)):
+        return await function(*args, **kwargs)
+    loop = asyncio.get_running_loop()
+    made = await loop.run_in_executor(_threads, lambda: function(*args, **kwargs))
+    return await made if inspect.isawaitable(made) else made
+
+
+def _parse(arguments: str) -> tuple[list[Any], dict[str, Any]]:
+    parsed = json.loads(arguments)
+    args, kwargs = parsed["args"], parsed["kwargs"]
+    if not isinstance(args, list) or not isinstance(kwargs, dict):
+        raise TypeError
+    return args, kwargs
+
+
+def _check_name(name: object) -> None:
+    if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name) or name[0] == "_":
+        raise ConfigError(f"a custom tool's name must be one of a Python variable, not {name!r:.100}")
+    if len(name) > MAX_NAME_CHARS:
+        raise ConfigError(f"a custom tool's name has at most {MAX_NAME_CHARS} characters: {name[:40]}…")
+    if RESERVED.fullmatch(name):
+        raise ConfigError(f"custom tool {name!r}: the REPL has that name for itself; choose another")
+
+
+def _checked(name: str, value: Callable[..., Any]) -> Callable[..., Any]:
+    """With arguments that fit its annotations, as far as JSON's types can be made to."""
+    known = inspect.isroutine(value) or inspect.isclass(value) or isinstance(value, functools.partial)
+    function: Callable[..., Any] = value if known else getattr(value, "__call__")  # noqa: B004, B009
+    try:
+        inspect.signature(function)
+    except ValueError:
+        return function  # of C code that does not tell
+    config = pydantic.ConfigDict(arbitrary_types_allowed=True)
+    try:
+        return pydantic.validate_call(config=config)(function)
+    except (pydantic.PydanticUserError, NameError) as error:
+        if getattr(error, "code", "") == "validate-call-type":
+            return function  # of C code: it checks its arguments itself
+        raise ConfigError(f"custom tool {name!r}: {one_line(str(error), 300)}") from None
+
+
+def _wrong_arguments(name: str, error: pydantic.ValidationError) -> str:
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return f"{name}: {where}: {first['msg']}"
+
+
+def _describe_function(name: str, value: Callable[..., Any], text: str) -> str:
+    try:
+        signature = str(inspect.signature(value))
+    except (ValueError, TypeError):
+        signature = "(…)"
+    about = text or inspect.getdoc(value) or ""
+    return one_line(
+        f"`{name}{signature}`: {about}" if about else f"`{name}{signature}`", MAX_DESCRIPTION_CHARS
+    )

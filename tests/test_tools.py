@@ -1,0 +1,166 @@
+"""Tools of the user's: functions of the host that cells call, and data that cells have."""
+
+import asyncio
+import functools
+import json
+import re
+import threading
+from typing import Any
+
+import pytest
+
+from rlm_core import RLM, ConfigError, LMRequest, ScriptedClient
+from rlm_core.broker.call import Answer, Failure
+from rlm_core.tools import Tools
+
+
+def run(code: str, **kwargs: Any) -> str:
+    child = kwargs.pop("child", "")
+
+    def reply(request: LMRequest) -> str:
+        return f"```repl\n{child if 'child task' in request.messages[1]['content'] else code}\n```"
+
+    with RLM(backend=ScriptedClient(reply), max_iterations=1, **kwargs) as rlm:
+        return rlm.completion("x").response
+
+
+def add(a: int, b: int = 10, *, scale: float = 1.0) -> float:
+    """Adds two numbers."""
+    return (a + b) * scale
+
+
+async def fetch(name: str) -> dict[str, Any]:
+    await asyncio.sleep(0)
+    return {"name": name, "parts": (1, 2)}
+
+
+class Store:
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def __call__(self, text: str) -> int:
+        self.seen.append(text)
+        return len(self.seen)
+
+    def all(self) -> list[str]:
+        return self.seen
+
+
+def test_functions_of_the_host_are_called_with_json() -> None:
+    store = Store()
+    tools = {
+        "add": add,
+        "fetch": fetch,
+        "store": store,
+        "stored": store.all,
+        "longest": functools.partial(max, key=len),
+        "upper": str.upper,
+        "limits": {"low": 1, "high": (2, 3), 4: b"bytes"},
+        "PI": {"tool": 3.14, "description": "roughly"},
+    }
+    code = (
+        "r = [add(1), add(1, 2, scale=0.5), fetch('n'), store('one'), store('two \\u2603'), stored(), "
+        "longest(['a', 'bbb']), upper('x'), limits, PI]\nFINAL(r)"
+    )
+    assert run(code, custom_tools=tools) == str(
+        [
+            *(11.0, 1.5, {"name": "n", "parts": [1, 2]}, 1, 2, ["one", "two ☃"], "bbb", "X"),
+            *({"low": 1, "high": (2, 3), 4: b"bytes"}, 3.14),
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ("add('x')", "ToolError.*add: 0: Input should be a valid integer"),
+        ("add()", "ToolError.*add: a: Missing required argument"),
+        ("add(1, colour=2)", "ToolError.*add: colour: Unexpected keyword argument"),
+        ("add(object())", "TypeError.*add: arguments must be made of JSON's types"),
+        ("fail()", "ToolError.*RuntimeError: of the tool's own"),
+        ("odd()", "ToolError.*what odd returned is not JSON"),
+    ],
+)
+def test_what_goes_wrong_is_an_exception_of_the_cell(call: str, message: str) -> None:
+    def fail() -> None:
+        raise RuntimeError("of the tool's own")
+
+    tools = {"add": add, "fail": fail, "odd": lambda: threading.Lock()}
+    code = f"try:\n    {call}\nexcept Exception as e:\n    FINAL(f'{{type(e).__name__}} {{e}}')"
+    answer = run(code, custom_tools=tools)
+    assert re.search(message, answer), answer
+
+
+def test_tools_work_from_threads_and_processes_and_are_restored() -> None:
+    code = """
+import multiprocessing as mp, threading
+got = []
+t = threading.Thread(target=lambda: got.append(add(1))); t.start(); t.join()
+with mp.get_context("fork").Pool(2) as pool: got += pool.map(add, [2, 3])
+add = 5
+FINAL([got, sorted(name for name in SHOW_VARS().split() if name == "add")])
+"""
+    assert run(code, custom_tools={"add": add}) == "[[11.0, 12.0, 13.0], []]"
+
+
+def test_a_child_has_the_tools_that_are_for_it() -> None:
+    code = "FINAL([add(1), rlm_query('child task')])"
+    child = "FINAL(['add' in globals(), 'note' in globals(), globals().get('note')])"
+    same = run(code, custom_tools={"add": add}, max_depth=2, child=child)
+    assert same == "[11.0, '[True, False, None]']"
+    none = run(code, custom_tools={"add": add}, custom_sub_tools={}, max_depth=2, child=child)
+    assert none == "[11.0, '[False, False, None]']"
+    own = run(code, custom_tools={"add": add}, custom_sub_tools={"note": "n"}, max_depth=2, child=child)
+    assert own == "[11.0, \"[False, True, 'n']\"]"
+
+
+async def test_a_tool_that_is_not_this_levels_is_refused_by_the_host() -> None:
+    tools = Tools.of({"add": add, "PI": 3})
+    for name in ("other", "PI", "__class__"):
+        assert isinstance(await tools.call(name, '{"args": [], "kwargs": {}}'), Failure)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"args": 1, "kwargs": {}}', "[" * 100_000, "\x00", '{"args": [], "kwargs": []}']
+)
+async def test_hostile_arguments_are_a_failure(text: str) -> None:
+    assert isinstance(await Tools.of({"add": add}).call("add", text), Failure)
+
+
+async def test_slow_functions_hold_up_nothing_else() -> None:
+    gate = threading.Event()
+    tools = Tools.of({"slow": lambda: gate.wait(20), "quick": lambda: 1})
+    slow = asyncio.ensure_future(tools.call("slow", '{"args": [], "kwargs": {}}'))
+    quick = await asyncio.wait_for(tools.call("quick", '{"args": [], "kwargs": {}}'), 10)
+    assert isinstance(quick, Answer) and json.loads(quick.text) == 1 and not slow.done()
+    gate.set()
+    await slow
+
+
+@pytest.mark.parametrize(
+    ("tools", "message"),
+    [
+        ({"llm_query": add}, "the REPL has that name for itself"),
+        ({"context_3": 1}, "the REPL has that name"),
+        ({"history": 1}, "the REPL has that name"),
+        ({"two words": add}, "must be one of a Python variable"),
+        ({"class": add}, "must be one of a Python variable"),
+        ({"_private": add}, "must be one of a Python variable"),
+        ({"lock": threading.Lock()}, "neither a function nor plain data"),
+        ([add], "custom_tools must be Mapping or None"),
+    ],
+)
+def test_wrong_tools_are_refused_before_anything_starts(tools: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        RLM(backend=ScriptedClient(["x"]), custom_tools=tools)
+
+
+def test_the_model_is_told_of_them() -> None:
+    lm = ScriptedClient(["```repl\nFINAL(1)\n```"])
+    tools = {"add": add, "PI": {"tool": 3.14, "description": "roughly {pi}"}}
+    with RLM(backend=lm, custom_tools=tools, custom_system_prompt="Mine, with {braces}.") as rlm:
+        rlm.completion("x")
+    system = lm.requests[0].messages[0]["content"]
+    assert system.startswith("Mine, with {braces}.")
+    assert "- `add(a: int, b: int = 10, *, scale: float = 1.0) -> float`: Adds two numbers." in system
+    assert "- `PI`: a float. roughly {pi}" in system
