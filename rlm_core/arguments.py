@@ -8,13 +8,6 @@ from rlm_core.logger import RLMLogger
 from rlm_core.observer import Observer
 from rlm_core.pool import SandboxPool
 
-NOT_YET: dict[str, Any] = {
-    "persistent": False,
-    "compaction": False,
-    "compaction_threshold_pct": 0.85,
-}
-"""Keywords of the original library that this version does not serve, with their defaults."""
-
 
 def check_type(name: str, value: object, *kinds: type) -> None:
     """Raises ConfigError for a value of none of these types; `type(None)` is None."""
@@ -63,6 +56,11 @@ def _one_of(*choices: str) -> Rule:
     return lambda name, value: check_choice(name, value, *choices)
 
 
+def _share(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
+        raise ConfigError(f"{name} must be a number above 0 and at most 1, not {value!r:.80}")
+
+
 NONE = type(None)
 RULES: dict[str, Rule] = {
     "backend_kwargs": _a(Mapping, NONE),
@@ -80,6 +78,9 @@ RULES: dict[str, Rule] = {
     "max_concurrent_calls": _number(1, optional=False),
     "on_limit": _one_of("raise", "return"),
     "child_isolation": _one_of("fork", "sandbox"),
+    "persistent": _a(bool),
+    "compaction": _a(bool),
+    "compaction_threshold_pct": _share,
     "custom_tools": _a(Mapping, NONE),
     "custom_sub_tools": _a(Mapping, NONE),
     "custom_system_prompt": _a(str, NONE),
@@ -99,11 +100,6 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     """Raises ConfigError for the first that is wrong."""
     for name, rule in RULES.items():
         rule(name, arguments[name])
-    if unknown := next(iter(arguments["not_yet"].keys() - NOT_YET.keys()), None):
-        raise ConfigError(f"RLM has no argument {unknown!r}")
-    for name, value in arguments["not_yet"].items():
-        if value != NOT_YET[name]:
-            raise ConfigError(f"RLM({name}=…) is not served yet by this version")
     pool, environment = arguments["pool"], arguments["environment"]
     if pool is not None and environment not in ("local", pool.name):
         raise ConfigError(f"the pool is of environment {pool.name!r}, not {environment!r}")

@@ -115,9 +115,14 @@ class PromptConfig:
 
 
 def first_messages(
-    config: PromptConfig, context: Any, question: str | None, sub_window: int
+    config: PromptConfig,
+    context: Any,
+    question: str | None,
+    sub_window: int,
+    earlier: tuple[int, int] = (0, 0),
 ) -> list[Message]:
-    """System message and first user message; sub_window is the sub-LM's, in tokens."""
+    """System message and first user message; sub_window is the sub-LM's, in tokens; earlier: how many
+    contexts and histories the REPL has of questions before this one."""
     system = config.system_prompt if config.system_prompt is not None else _system(sub_window)
     if config.orchestrator:
         system = f"{system}\n\n{ORCHESTRATE}"
@@ -127,11 +132,21 @@ def first_messages(
         system = f"{system}\n\n{CHILD}"
     messages: list[Message] = [
         {"role": "system", "content": system},
-        {"role": "user", "content": f"{_task(question)}\n\n{describe(context)}"},
+        {"role": "user", "content": f"{_task(question)}\n\n{describe(context)}{_before(*earlier)}"},
     ]
     if config.user_prologue:
         messages.append({"role": "user", "content": config.user_prologue})
     return messages
+
+
+def _before(contexts: int, histories: int) -> str:
+    if not contexts:
+        return ""
+    said = f" and what was said then in `history_0` to `history_{histories - 1}`" if histories else ""
+    return (
+        f"\n\nThis REPL has answered before: earlier contexts are in `context_0` to `context_{contexts - 1}`"
+        f"{said}, and the variables made then are there (`SHOW_VARS()`)."
+    )
 
 
 def turn_prompt(turn: int, turns: int) -> str:

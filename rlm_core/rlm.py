@@ -14,6 +14,7 @@ from rlm_core.broker.broker import Broker, BrokerConfig, Models
 from rlm_core.broker.budget import Limits
 from rlm_core.callbacks import Callbacks
 from rlm_core.clients import LMClient, make_client
+from rlm_core.compaction import Compaction
 from rlm_core.console import ConsoleObserver
 from rlm_core.context import encode, read_path
 from rlm_core.environment import make_environment
@@ -21,6 +22,7 @@ from rlm_core.errors import CancellationError
 from rlm_core.loggable import loggable
 from rlm_core.logger import RLMLogger, RunLog
 from rlm_core.observer import Observer
+from rlm_core.persistence import PersistentRepl
 from rlm_core.pool import SandboxPool
 from rlm_core.portal import portal
 from rlm_core.prices import PriceTable
@@ -52,6 +54,11 @@ class RLM:
             `status` is the name of the limit and whose response is the best answer known.
         prices: of models that have no known one, or another: {"my-model": {"input": 0.1, "output": 0.4}}, USD
             per million tokens, or the path of such a TOML file.
+        persistent: keeps the sandbox and its variables between completions, until `close`: contexts are
+            `context_0`, `context_1`, … (`context` is the newest), earlier conversations `history_0`, ….
+        compaction: goes on from a summary when the conversation fills the root LM's window, with all of it
+            in the REPL's list `history`.
+        compaction_threshold_pct: share of the window that may be filled.
         custom_tools: names of the REPL: functions of this process, sync or async, whose arguments and result
             are JSON's types, and plain data; each may be {"tool": …, "description": …}.
         custom_sub_tools: those of children; None: the same.
@@ -99,6 +106,9 @@ class RLM:
         other_backend_kwargs: Sequence[Mapping[str, Any]] | None = None,
         logger: RLMLogger | None = None,
         verbose: bool = False,
+        persistent: bool = False,
+        compaction: bool = False,
+        compaction_threshold_pct: float = 0.85,
         custom_tools: Mapping[str, Any] | None = None,
         custom_sub_tools: Mapping[str, Any] | None = None,
         max_concurrent_subcalls: int = 4,
@@ -114,7 +124,6 @@ class RLM:
         user_prologue: str | None = None,
         observer: Observer | None = None,
         pool: SandboxPool | None = None,
-        **not_yet: Any,
     ) -> None:
         check_arguments(locals())
         self.depth = depth
@@ -136,6 +145,7 @@ class RLM:
             max_concurrent_subcalls=max_concurrent_subcalls,
             child_isolation=child_isolation,
             on_limit=on_limit,
+            compaction=Compaction(compaction_threshold_pct) if compaction else None,
             tools=Tools.of(custom_tools),
             sub_tools=Tools.of(custom_tools if custom_sub_tools is None else custom_sub_tools),
             prompt=prompt,
@@ -150,6 +160,9 @@ class RLM:
         )
         self._observer = observer
         self._verbose = verbose
+        self.persistent = persistent
+        self._repl: PersistentRepl | None = None
+        self._repl_pid = os.getpid()
         self._models: Models | None = None
         self._models_pid = os.getpid()
         self._owned: list[LMClient] = []
@@ -220,7 +233,14 @@ class RLM:
             begun.append(run)
         if self.depth >= self.max_depth:
             return await run.ask_directly()
+        if self.persistent:
+            return await self._get_repl().complete(run)
         return await run.complete(self._source)
+
+    def _get_repl(self) -> PersistentRepl:
+        if self._repl is None or self._repl_pid != os.getpid():
+            self._repl, self._repl_pid = PersistentRepl(self._source), os.getpid()
+        return self._repl
 
     def _get_models(self) -> Models:
         """The clients, made when they are first needed."""
@@ -257,6 +277,9 @@ class RLM:
         return self.logger.start_run(task.run_id, metadata, task.encoded)
 
     async def _close(self, *, check: bool = True) -> None:
+        repl, self._repl = self._repl, None
+        if repl is not None and self._repl_pid == os.getpid():
+            await repl.aclose()
         models, self._models = self._models, None
         owned, self._owned = self._owned, []
         for client in owned:

@@ -7,15 +7,18 @@ import secrets
 import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
+from rlm_core import repl_history
 from rlm_core.broker.account import Account
 from rlm_core.broker.broker import Broker
 from rlm_core.broker.call import Answer, Call, Failure
 from rlm_core.callbacks import Callbacks
 from rlm_core.cell import CellResult
-from rlm_core.clients.base import LMClient, LMRequest, LMResponse, Message
+from rlm_core.clients.base import LMClient, LMRequest, LMResponse
+from rlm_core.compaction import GO_ON, SUMMARIZE, Compaction
 from rlm_core.context import Encoded, encode
+from rlm_core.conversation import Conversation
 from rlm_core.deadline import Deadline
 from rlm_core.environment import SandboxSource
 from rlm_core.errors import (
@@ -40,6 +43,7 @@ from rlm_core.types import CodeBlock, REPLResult, RLMChatCompletion, RLMIteratio
 
 log = logging.getLogger("rlm_core.run")
 
+T = TypeVar("T")
 MAX_EMPTY_REPLIES = 3
 LEAST_CELL_SECONDS = 0.1
 
@@ -68,6 +72,7 @@ class LoopConfig:
     """fork or sandbox."""
     on_limit: str = "raise"
     """raise or return."""
+    compaction: Compaction | None = None
     tools: Tools = field(default_factory=Tools)
     sub_tools: Tools = field(default_factory=Tools)
     """Of its children."""
@@ -105,8 +110,12 @@ class Run:
         self._born = 0
         self._errors = 0
         self._started = time.monotonic()
-        self._messages: list[Message] = []
-        self._logged_messages = 0
+        self._talk = Conversation()
+        self._told_repl = 0
+        """Messages that are in the REPL's `history`."""
+        self._compacted = 0
+        self.earlier: tuple[int, int] = (0, 0)
+        """Contexts and histories that the session had before."""
         self._turn = 0
         self._empty_replies = 0
         self._partial_answer = ""
@@ -240,13 +249,15 @@ class Run:
         turns = self.config.max_iterations
         window = self.broker.models.sub.context_window
         prompt = replace(self.config.prompt, tools=self.config.tools.descriptions)
-        self._messages = first_messages(prompt, self._task.context, self._task.question, window)
+        self._talk.begin(
+            first_messages(prompt, self._task.context, self._task.question, window, self.earlier)
+        )
         previous: TurnOutcome | None = None
         for self._turn in range(1, turns + 1):
             self._observer.turn_started(self._turn, turns)
             await self.callbacks.call("on_iteration_start", self.depth, self._turn)
             started = time.monotonic()
-            self._say(turn_prompt(self._turn, turns))
+            self._talk.say(turn_prompt(self._turn, turns))
             response = await self._ask()
             parsed = parse_reply(response.text)
             outcome, blocks = await self._act(session, response, parsed)
@@ -255,15 +266,17 @@ class Run:
                 answer = parsed.answer.value
             await self._end_turn(response, blocks, answer, started)
             if answer is not None:
+                self._talk.reply(response.text)
                 return answer
             self._check_limits(outcome)
-            self._messages.append({"role": "assistant", "content": response.text})
-            self._say(feedback(outcome, previous))
+            self._talk.reply(response.text)
+            self._talk.say(feedback(outcome, previous))
             previous = outcome
+            await self._compact(session, response)
         return None
 
     async def _ask(self) -> LMResponse:
-        response = await self._ask_lm(LMRequest(tuple(self._messages), goes_on=True))
+        response = await self._ask_lm(LMRequest(tuple(self._talk.messages), goes_on=True))
         self._empty_replies = 0 if response.text.strip() else self._empty_replies + 1
         if self._empty_replies == MAX_EMPTY_REPLIES:
             why = f" (finish reason {response.finish_reason!r})" if response.finish_reason else ""
@@ -277,6 +290,32 @@ class Run:
                 return await self.broker.ask(self._client, request, self.account, deadline=self._deadline.at)
         except BudgetRefused as error:
             raise self.broker.budget.exceeded(error.limit, str(error)) from None
+
+    async def _compact(self, session: Session, response: LMResponse) -> None:
+        """Keep the REPL's `history` whole, and go on from a summary when the LM's window fills up."""
+        compaction = self.config.compaction
+        if compaction is None:
+            return
+        messages = tuple(self._talk.messages)
+        new = messages[self._told_repl or self._talk.first :]
+        await repl_history.extend(session, "history", [dict(each) for each in new])
+        if compaction.is_due(response, messages, self._client.context_window):
+            asked = (*messages[:-1], {"role": "user", "content": f"{messages[-1]['content']}\n\n{SUMMARIZE}"})
+            summary = (await self._ask_lm(LMRequest(asked))).text
+            await repl_history.extend(session, "history", [{"type": "summary", "content": summary}])
+            self._compacted += 1
+            self._talk.compact(summary, GO_ON.format(times=self._compacted))
+        self._told_repl = len(self._talk.messages)
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """What was said between us and the LM, without the system message."""
+        return [dict(each) for each in self._talk.messages if each["role"] != "system"]
+
+    async def in_time(self, work: Coroutine[Any, Any, T]) -> T:
+        """Raises TimeoutExceededError when it takes longer than the run has."""
+        async with self._deadline.limit():
+            return await work
 
     def _check_limits(self, outcome: TurnOutcome) -> None:
         """After a turn without an answer. Raises LimitExceeded."""
@@ -332,8 +371,7 @@ class Run:
         self, response: LMResponse, blocks: list[CodeBlock], answer: str | None, started: float
     ) -> None:
         """On disk before the next turn."""
-        new_messages = [dict(message) for message in self._messages[self._logged_messages :]]
-        self._logged_messages = len(self._messages) + 1  # the reply is in `response`
+        new_messages = self._talk.take_new()
         seconds = time.monotonic() - started
         iteration = RLMIteration(new_messages, response.text, blocks, answer, seconds)
         if self._log is not None:
@@ -345,25 +383,15 @@ class Run:
 
     async def _last_words(self) -> str:
         """The turns are used up: ask once more, for a text."""
-        self._say(last_request(self._partial_answer))
+        self._talk.say(last_request(self._partial_answer))
         started = time.monotonic()
-        response = await self._ask_lm(LMRequest(tuple(self._messages)))
+        response = await self._ask_lm(LMRequest(tuple(self._talk.messages)))
         parsed = parse_reply(response.text)
         text = without_thinking(response.text)
         answer = parsed.answer.value if parsed.answer and not parsed.answer.is_variable else text
         answer = answer.strip() or self._partial_answer
         await self._end_turn(response, [], answer, started)
         return answer
-
-    def _say(self, text: str) -> None:
-        """Add to our message, so that the roles alternate."""
-        if not text:
-            return
-        if self._messages and self._messages[-1]["role"] == "user":
-            content = f"{self._messages[-1]['content']}\n\n{text}"
-            self._messages[-1] = {"role": "user", "content": content}
-        else:
-            self._messages.append({"role": "user", "content": text})
 
     def _completion(self, response: str, status: str, error: str | None = None) -> RLMChatCompletion:
         return RLMChatCompletion(

@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 
 import rlm_core
-from rlm_core import RLM, ConfigError, LMRequest, RLMLogger, ScriptedClient
-from rlm_core.arguments import NOT_YET
+from rlm_core import RLM, LMRequest, RLMLogger, ScriptedClient
 from tests.support.processes import descendants
 
 ORIGINAL = {  # rlms 0.1.3: keyword and default of RLM.__init__
@@ -55,22 +54,16 @@ def test_all_names_are_exported_and_nothing_else() -> None:
 
 def test_keywords_and_defaults_are_those_of_the_original() -> None:
     parameters = inspect.signature(RLM).parameters
-    ours = {name: each.default for name, each in parameters.items() if name in ORIGINAL} | NOT_YET
+    ours = {name: each.default for name, each in parameters.items() if name in ORIGINAL}
     assert ours == ORIGINAL
     assert list(inspect.signature(RLM.completion).parameters) == ["self", "prompt", "root_prompt"]
-
-
-@pytest.mark.parametrize("name", sorted(NOT_YET))
-def test_a_keyword_that_is_not_served_yet_is_named(name: str) -> None:
-    with pytest.raises(ConfigError, match=rf"RLM\({name}=…\) is not served yet"):
-        make(**{name: object()})
-    make(**{name: NOT_YET[name]})
 
 
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"nonsense": 1}, "no argument 'nonsense'"),
+        ({"persistent": 1}, "persistent must be bool, not int"),
+        ({"compaction_threshold_pct": 85}, "compaction_threshold_pct must be a number above 0 and at most 1"),
         ({"max_depth": -1}, "max_depth must be at least 0"),
         ({"max_depth": 1.5}, "max_depth must be int, not float"),
         ({"max_budget": 0}, "max_budget must be more than 0"),

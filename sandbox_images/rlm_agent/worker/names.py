@@ -58,9 +58,10 @@ class Names:
         return "Variables: " + ", ".join(f"{k} ({variables.type_name(v)})" for k, v in found.items())
 
     def add_context(self, index: int, value: Any) -> None:
-        """Bind `context_<index>`, and `context` to it."""
+        """Bind `context_<index>`, and `context` to it: there is something new to be answered."""
         self.bind(f"context_{index}", value)
         self.bind("context", value)
+        self._reopen_answer()
 
     def begin_child(self, prompt: str) -> None:
         """For a session forked in the middle of a call: the prompt is its context, the answer is open."""
@@ -69,6 +70,8 @@ class Names:
             del self._values[name], self._namespace[name]
         self.bind("parent_context", parent_context)
         self.add_context(0, prompt)
+
+    def _reopen_answer(self) -> None:
         self._answer.clear()
         self._answer.update(content="", ready=False)
 
