@@ -126,9 +126,7 @@ class RLM:
         pool: SandboxPool | None = None,
     ) -> None:
         check_arguments(locals())
-        self.depth = depth
-        self.max_depth = max_depth
-        self.max_iterations = max_iterations
+        self.depth, self.max_depth, self.max_iterations = depth, max_depth, max_iterations
         self.logger = logger
         self._backends = backends_of(
             backend, backend_kwargs, other_backends, other_backend_kwargs, sampling_args, sub_sampling_args
@@ -136,7 +134,6 @@ class RLM:
         self._environment_name = environment if pool is None else pool.name
         self._environment_kwargs = dict(environment_kwargs or {})
         self._source = pool or make_environment(environment, self._environment_kwargs)
-        prompt = PromptConfig(custom_system_prompt, orchestrator, user_prologue)
         self._loop_config = LoopConfig(
             max_iterations=max_iterations,
             max_depth=max_depth,
@@ -148,7 +145,7 @@ class RLM:
             compaction=Compaction(compaction_threshold_pct) if compaction else None,
             tools=Tools.of(custom_tools),
             sub_tools=Tools.of(custom_tools if custom_sub_tools is None else custom_sub_tools),
-            prompt=prompt,
+            prompt=PromptConfig(custom_system_prompt, orchestrator, user_prologue),
         )
         self._broker_config = BrokerConfig(
             max_concurrent_calls=max_concurrent_calls,

@@ -39,7 +39,7 @@ def test_without_it_every_completion_begins_anew() -> None:
 
 def test_close_ends_its_sandbox_and_the_next_completion_starts_another() -> None:
     before = set(descendants(os.getpid()))
-    lm = script("kept = 1; FINAL(1)", "FINAL('kept' in globals())")
+    lm = ScriptedClient(lambda request: "```repl\nFINAL('kept' in globals()); kept = 1\n```")
     with RLM(backend=lm, persistent=True) as rlm:
         rlm.completion("x")
         assert set(descendants(os.getpid())) != before

@@ -84,12 +84,12 @@ class AgentService(rpc.AgentServiceServicer):
         if kind is None or header.size_bytes > limits.MAX_CONTEXT:
             raise errors.Invalid("a context needs a kind, and a size within the limit")
         if header.shared_file:
-            await session.put_context(header.index, kind, self._shared(header.shared_file))
+            await session.inputs.put_context(header.index, kind, self._shared(header.shared_file))
             return pb.PutContextResponse()
         path = self._folders.incoming / f"{session.id}_{header.index}"
         try:
             await _receive(request_iterator, path, header.size_bytes)
-            await session.put_context(header.index, kind, path)
+            await session.inputs.put_context(header.index, kind, path)
         finally:
             path.unlink(missing_ok=True)
         return pb.PutContextResponse()
@@ -108,7 +108,7 @@ class AgentService(rpc.AgentServiceServicer):
         path = self._folders.incoming / secrets.token_hex(8)
         try:
             await _receive(request_iterator, path, header.size_bytes)
-            await session.put_file(header.path, path)
+            await session.inputs.put_file(header.path, path)
         finally:
             path.unlink(missing_ok=True)
         return pb.PutFileResponse()
@@ -123,7 +123,7 @@ class AgentService(rpc.AgentServiceServicer):
             value = getattr(each, kind)
             text = value.decode("utf-8", "surrogatepass") if isinstance(value, bytes) else str(value)
             bindings.append([each.name, kind, text])
-        await session.bind(request.request_id, bindings)
+        await session.inputs.bind(request.request_id, bindings)
         return pb.BindNamesResponse()
 
     async def Connect(  # type: ignore[override]

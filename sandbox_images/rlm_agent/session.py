@@ -2,8 +2,6 @@
 
 import asyncio
 import contextlib
-import hashlib
-import json
 import os
 import signal
 import socket
@@ -11,7 +9,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeAlias
 
 from rlm_agent import limits
@@ -20,6 +17,7 @@ from rlm_agent.cell import Cell
 from rlm_agent.errors import Busy, Invalid, SessionGone
 from rlm_agent.folders import Places
 from rlm_agent.frames import PACKET_BYTES, Frame, FrameError, Kind, PacketBuffer, packets
+from rlm_agent.inputs import Inputs
 from rlm_agent.memory import out_of_memory_kills
 from rlm_agent.output import Pipe, make_pipe
 from rlm_agent.result import Death, describe_death, finished_cell, rolled_back_cell, text_of
@@ -58,10 +56,7 @@ class Session:
         self._up: Up | None = None
         self._cells: OrderedDict[str, Cell] = OrderedDict()
         self._inherited_contexts = 0
-        self._files: dict[str, bytes] = {}
-        self._bound = ""
-        """Id of the last request for it."""
-        self._contexts: dict[int, asyncio.Task[None]] = {}
+        self.inputs = Inputs(self._perform)
         self._turn = asyncio.Lock()
         self._ready = asyncio.Event()
         self._running: asyncio.Future[Frame | Death] | None = None
@@ -99,7 +94,7 @@ class Session:
     @property
     def contexts(self) -> int:
         """How many there are, those of the session it was forked from among them."""
-        return self._inherited_contexts + len(self._contexts)
+        return self._inherited_contexts + self.inputs.contexts
 
     async def fork(self, new: "Session", call_id: str) -> None:
         """Start `new` from this session's memory: idle, or where the call waits for its answer.
@@ -184,49 +179,6 @@ class Session:
         self._spawn_task(self._run_cell(cell, request.timeout_ms / 1000))
         return cell
 
-    async def put_context(self, index: int, kind: str, path: Path) -> None:
-        """Bind a context from a file; repeating an index waits for the first and changes nothing.
-
-        Raises:
-            Invalid: the worker could not load it.
-        """
-        task = self._contexts.get(index)
-        if task is None:
-            task = self._contexts[index] = asyncio.create_task(self._put_context(index, kind, path))
-        try:
-            await asyncio.shield(task)
-        except Exception:
-            self._contexts.pop(index, None)
-            raise
-
-    async def put_file(self, name: str, path: Path) -> None:
-        """Raises Invalid when the worker could not write it. The same file again is the same request."""
-        with path.open("rb") as file:
-            digest = await asyncio.to_thread(hashlib.file_digest, file, "sha256")
-            if self._files.get(name) == digest.digest():
-                return
-            header = {"cell": f"file {name}", "path": name}
-            ended = await self._perform(Frame(Kind.FILE, header), 0, fds=[file.fileno()])
-        self._check_loaded(ended, "file")
-        self._files[name] = digest.digest()
-
-    async def bind(self, request_id: str, bindings: list[list[str]]) -> None:
-        """Give names of the REPL a value: name, kind (of the wire's Binding) and text of each. Repeating the
-        last request changes nothing.
-
-        Raises:
-            Invalid: the worker could not do it.
-        """
-        if request_id == self._bound:
-            return
-        header = {"cell": f"bind {request_id[: limits.MAX_ID_CHARS]}"}
-        body = json.dumps(bindings, ensure_ascii=False).encode("utf-8", "surrogatepass")
-        if len(body) > limits.MAX_FRAME_BODY:
-            raise Invalid(f"names and their values take at most {limits.MAX_FRAME_BODY:,} bytes at once")
-        ended = await self._perform(Frame(Kind.BIND, header, body), 0)
-        self._check_loaded(ended, "names")
-        self._bound = request_id
-
     async def list_variables(self) -> list[list[str]]:
         """Name, type name and short repr of each; taken from a worker, so each is checked."""
         found = (await self._look(Frame(Kind.LIST)))[0].get("variables")
@@ -280,21 +232,6 @@ class Session:
             self._late_rollback = ""
         result.wall_us = int((time.monotonic() - started) * 1e6)
         cell.finish(result)
-
-    async def _put_context(self, index: int, kind: str, path: Path) -> None:
-        header = {"cell": f"context_{index}", "index": index, "kind": kind}
-        with path.open("rb") as file:  # opened here: the worker's user may not
-            ended = await self._perform(Frame(Kind.CONTEXT, header), 0, fds=[file.fileno()])
-        self._check_loaded(ended, "context")
-
-    def _check_loaded(self, ended: Frame | Death, what: str) -> None:
-        if isinstance(ended, Death):
-            raise Invalid(f"loading the {what} killed the worker: {describe_death(ended)}")
-        if ended.header.get("status") != "ok":
-            error = ended.header.get("error") or {}
-            raise Invalid(
-                f"the worker could not load the {what}: {error.get('type')}: {error.get('message')}"
-            )
 
     async def _look(self, frame: Frame) -> tuple[dict[str, Any], bytes]:
         """Ask the idle worker; a `__repr__` that hangs or dies is stopped and changes nothing."""
