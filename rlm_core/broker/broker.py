@@ -122,7 +122,8 @@ class Broker:
         self, client: LMClient, request: LMRequest, price: Price | None, call: Call | None
     ) -> LMResponse:
         """Reserve, write the intent down, ask, write the answer down, settle."""
-        reservation = await self.budget.reserve(request.messages, client.output_tokens, price)
+        wanted = request.max_output_tokens or client.output_tokens
+        reservation = await self.budget.reserve(request.messages, wanted, price)
         response: LMResponse | None = None
         may_be_billed = True  # where it is cancelled, nobody knows
         try:

@@ -78,9 +78,9 @@ class Peer:
 
 def transport_errors() -> tuple[type[Exception], ...]:
     """Of the HTTP libraries below the SDKs, which some of them let through."""
-    return tuple(
-        importlib.import_module(name).TransportError for name in ("httpx", "httpx2") if find_spec(name)
-    )
+    names = {"httpx": "TransportError", "httpx2": "TransportError", "aiohttp": "ClientError"}
+    found = [getattr(importlib.import_module(each), name) for each, name in names.items() if find_spec(each)]
+    return (TimeoutError, *found)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

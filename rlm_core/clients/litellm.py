@@ -10,7 +10,7 @@ import openai
 from rlm_core.clients import openai_answers
 from rlm_core.clients.base import DEFAULT_CONTEXT_WINDOW, LMClient, LMRequest, LMResponse
 from rlm_core.clients.failures import DETAIL_CHARS, Peer
-from rlm_core.errors import ConfigError
+from rlm_core.errors import ConfigError, ProviderError
 from rlm_core.text import one_line, without_userinfo
 
 # It would fetch its table of prices from the internet when it is imported.
@@ -63,7 +63,7 @@ class LiteLLMClient(LMClient):
             made: Any = await litellm.acompletion(model=model, messages=messages, **arguments)
             response = openai_answers.of_completion(made, model)
         except openai.OpenAIError as error:  # its own are made from these
-            raise openai_answers.failure(error, peer) from None
+            raise _failure(error, peer) from None
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001 - it lets through whatever the providers' code raises
@@ -73,3 +73,11 @@ class LiteLLMClient(LMClient):
     async def aclose(self) -> None:
         close: Any = litellm.close_litellm_async_clients  # type: ignore[attr-defined]
         await close()
+
+
+def _failure(error: Any, peer: Peer) -> ProviderError:
+    """It keeps a provider's status and headers where OpenAI's SDK has not got them."""
+    status = getattr(error, "status_code", None)
+    if isinstance(error, (openai.APITimeoutError, openai.APIConnectionError)) or not isinstance(status, int):
+        return openai_answers.failure(error, peer)
+    return peer.of_status(status, str(error), getattr(error, "litellm_response_headers", None) or {})

@@ -31,6 +31,8 @@ class OpenAIClient(LMClient):
     base_url_variable: ClassVar[str] = "OPENAI_BASE_URL"
     key_variable: ClassVar[str] = "OPENAI_API_KEY"
     """Where its key is; a key goes to its own provider and nowhere else."""
+    errors: ClassVar[Any] = openai
+    """The module that has the SDK's exceptions."""
 
     def __init__(
         self,
@@ -86,8 +88,8 @@ class OpenAIClient(LMClient):
                 model=model, messages=messages, **arguments
             )
             return openai_answers.of_completion(completion, model)
-        except openai.OpenAIError as error:
-            raise openai_answers.failure(error, peer) from None
+        except self.errors.OpenAIError as error:
+            raise openai_answers.failure(error, peer, self.errors) from None
         except (ValueError, TypeError, AttributeError, LookupError):
             # The SDK makes its objects from whatever JSON arrives, unchecked.
             raise self._not_understood(peer) from None

@@ -59,13 +59,14 @@ def count(value: object) -> int:
     return value if isinstance(value, int) and value > 0 else 0
 
 
-def failure(error: openai.OpenAIError, peer: Peer) -> ProviderError:
-    if isinstance(error, openai.APITimeoutError):
+def failure(error: Any, peer: Peer, errors: Any = openai) -> ProviderError:
+    """`errors` is the module that has the SDK's exceptions, with OpenAI's names."""
+    if isinstance(error, errors.APITimeoutError):
         return peer.too_slow()
-    if isinstance(error, openai.APIConnectionError):
+    if isinstance(error, errors.APIConnectionError):
         cause = error.__cause__ or error
         return peer.unreachable(cause, sent="connect" not in type(cause).__name__.lower())
-    if isinstance(error, openai.APIStatusError):
+    if isinstance(error, errors.APIStatusError):
         body: Any = error.body
         told = body.get("message") if isinstance(body, dict) else None
         code = f" ({error.code})" if error.code else ""

@@ -1,9 +1,11 @@
 """Portkey's AI gateway, by its official SDK."""
 
+import importlib
 from typing import Any, ClassVar
 
 import portkey_ai
 
+from rlm_core.clients.base import LMRequest
 from rlm_core.clients.openai import OpenAIClient
 from rlm_core.errors import ConfigError
 
@@ -16,6 +18,8 @@ class PortkeyClient(OpenAIClient):
     default_base_url: ClassVar[str] = "https://api.portkey.ai/v1"
     base_url_variable: ClassVar[str] = "PORTKEY_GATEWAY_URL"
     key_variable: ClassVar[str] = "PORTKEY_API_KEY"
+    errors: ClassVar[Any] = importlib.import_module("portkey_ai._vendor.openai")
+    """It brings a copy of OpenAI's SDK, whose exceptions it lets through."""
 
     def __init__(self, model_name: str | None = None, **kwargs: Any) -> None:
         if kwargs.get("api", "chat") != "chat":
@@ -26,8 +30,11 @@ class PortkeyClient(OpenAIClient):
         max_retries, timeout = arguments.pop("max_retries"), arguments.pop("timeout")
         key = api_key or self._key_of_environment()
         made = portkey_ai.AsyncPortkey(api_key=key, base_url=self.base_url, **arguments)
-        made.openai_client.max_retries, made.openai_client.timeout = max_retries, timeout
+        made.openai_client.max_retries, self._timeout = max_retries, timeout
         return made
+
+    def _hints(self, request: LMRequest) -> dict[str, Any]:
+        return {"timeout": self._timeout}
 
     async def aclose(self) -> None:
         sdk: Any = self._client

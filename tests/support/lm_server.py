@@ -16,6 +16,7 @@ class LMServer:
     base_url: str
     requests: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
 
 
 def completion(text: str | None, model: str, **extra: Any) -> dict[str, Any]:
@@ -41,6 +42,7 @@ def lm_server(answer: Answer) -> Iterator[LMServer]:
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             server.requests.append(request)
             server.headers.append(dict(self.headers))
+            server.paths.append(self.path)
             reply = answer(request)
             if isinstance(reply, bytes):
                 self._send(200, reply)

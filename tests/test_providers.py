@@ -1,0 +1,251 @@
+"""Every provider's official SDK against a server that is not ours: llmock, with the faults that it injects."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+from llmock.pytest_plugin import LLMock
+
+from rlm_core import ConfigError, ProviderError, ProviderRefused, ProviderRejected, ProviderUnreachable
+from rlm_core.broker.account import Account
+from rlm_core.broker.broker import Broker, BrokerConfig, Models
+from rlm_core.broker.retry import RetryPolicy
+from rlm_core.clients import LMClient, LMRequest, LMResponse, make_client
+from rlm_core.errors import ProviderOverloaded
+from tests.support.lm_server import lm_server
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the SDKs, in their own code
+FAST = RetryPolicy(first_delay=0.01, longest_delay=0.05)
+ROOT = LMRequest(
+    (
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Say something."},
+        {"role": "assistant", "content": "Something."},
+        {"role": "user", "content": "Again: {braces} ☃"},
+    ),
+    goes_on=True,
+)
+
+
+@dataclass(frozen=True)
+class Way:
+    """A backend, and where llmock serves its protocol."""
+
+    backend: str
+    provider: str = "openai"
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    model: str = "gpt-4o-mini"
+
+    def make(self, llmock: LLMock, **more: Any) -> LMClient:
+        kwargs = {"model_name": self.model, "base_url": llmock.base_url(self.provider), "api_key": "k"}
+        return make_client(self.backend, {**kwargs, **self.kwargs, **more})
+
+
+WAYS = {
+    "openai": Way("openai"),
+    "openai, responses": Way("openai", kwargs={"api": "responses"}),
+    "anthropic": Way("anthropic", "anthropic", {"max_tokens": 1_000}, "claude-sonnet-4-5"),
+    "anthropic, streamed": Way("anthropic", "anthropic", {}, "claude-sonnet-4-5"),
+    "gemini": Way("gemini", "gemini", {}, "gemini-2.5-flash"),
+    "litellm": Way("litellm", model="openai/gpt-4o-mini"),
+    "openrouter": Way("openrouter"),
+    "vercel": Way("vercel"),
+    "vllm": Way("vllm"),
+    "ollama": Way("ollama"),
+    "portkey": Way("portkey"),
+}
+ways = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+
+
+@asynccontextmanager
+async def asked(client: LMClient, policy: RetryPolicy = FAST) -> AsyncIterator[Any]:
+    broker = Broker(Models([client]), BrokerConfig(retry=policy))
+    account = Account()
+
+    async def ask(request: LMRequest = ROOT) -> LMResponse:
+        return await broker.ask(client, request, account)
+
+    try:
+        yield ask
+    finally:
+        await client.aclose()
+
+
+@ways
+async def test_an_answer_with_its_usage(way: Way, llmock: LLMock) -> None:
+    llmock.reply("All well ☃", times=None)
+    async with asked(way.make(llmock)) as ask:
+        response = await ask()
+    assert response.text == "All well ☃" and response.finish_reason
+    assert response.usage.input_tokens > 0 and response.usage.output_tokens > 0
+
+
+@ways
+async def test_a_rate_limit_is_waited_for(way: Way, llmock: LLMock) -> None:
+    llmock.rate_limit(times=2, retry_after=0.2).reply("at last", times=None)
+    async with asked(way.make(llmock)) as ask:
+        assert (await ask()).text == "at last"
+    llmock.assert_resilient()
+
+
+@ways
+async def test_a_server_error_is_tried_again(way: Way, llmock: LLMock) -> None:
+    llmock.fail(503, times=1).reply("at last", times=None)
+    async with asked(way.make(llmock)) as ask:
+        assert (await ask()).text == "at last"
+    llmock.outage()
+    async with asked(way.make(llmock, max_retries=1)) as ask:
+        with pytest.raises(ProviderOverloaded):
+            await ask()
+    llmock.assert_resilient()
+
+
+@ways
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [(401, ProviderRefused), (403, ProviderRefused), (404, ProviderRejected), (422, ProviderRejected)],
+)
+async def test_what_is_refused_is_said_in_one_line_and_not_tried_again(
+    way: Way, status: int, error: type[ProviderError], llmock: LLMock
+) -> None:
+    llmock.fail(status, times=None)
+    async with asked(way.make(llmock)) as ask:
+        with pytest.raises(error) as caught:
+            await ask()
+    assert "\n" not in str(caught.value) and way.model in str(caught.value)
+    assert not caught.value.may_be_billed
+    llmock.assert_resilient()
+
+
+@ways
+async def test_a_prompt_that_is_too_long_says_how_long_it_may_be(way: Way, llmock: LLMock) -> None:
+    llmock.context_overflow(times=None)
+    async with asked(way.make(llmock, context_window=8_000)) as ask:
+        with pytest.raises(ProviderRejected, match=r"the prompt is too long, at most 8,000 tokens"):
+            await ask()
+
+
+@ways
+async def test_an_answer_that_does_not_come_may_have_been_billed(way: Way, llmock: LLMock) -> None:
+    llmock.delay(5.0, times=None)
+    async with asked(way.make(llmock, timeout=0.3, max_retries=0)) as ask:
+        with pytest.raises(ProviderUnreachable) as caught:
+            await ask()
+    assert caught.value.may_be_billed
+
+
+@pytest.mark.parametrize("fault", ["disconnect", "truncate", "stall"])
+async def test_a_stream_that_breaks_is_never_taken_for_an_answer(fault: str, llmock: LLMock) -> None:
+    getattr(llmock, fault)(after_chunks=2, times=1)
+    llmock.reply("the whole of it, in as many words as it takes", times=None)
+    client = WAYS["anthropic, streamed"].make(llmock, timeout=1.0)
+    async with asked(client) as ask:
+        assert (await ask()).text == "the whole of it, in as many words as it takes"
+    llmock.assert_resilient()
+
+
+@ways
+async def test_an_answers_length_is_bounded_where_the_budget_says_so(way: Way, llmock: LLMock) -> None:
+    llmock.reply("short", times=None)
+    async with asked(way.make(llmock)) as ask:
+        await ask(replace(ROOT, max_output_tokens=77))
+    (sent,) = llmock.requests
+    assert ": 77" in str(sent.body), sent.body
+
+
+async def test_azure_has_its_address_its_version_and_its_deployment() -> None:
+    kwargs = {"model_name": "gpt-4o", "api_key": "mine", "api_version": "2024-12-01-preview"}
+    with lm_server(lambda request: "from azure") as server:
+        endpoint = server.base_url.removesuffix("/v1")
+        client = make_client(
+            "azure_openai", {**kwargs, "azure_endpoint": endpoint, "azure_deployment": "dep"}
+        )
+        async with asked(client) as ask:
+            assert (await ask()).text == "from azure"
+    (headers,) = server.headers
+    assert {name.lower(): value for name, value in headers.items()}["api-key"] == "mine"
+    (path,) = server.paths
+    assert path == "/openai/deployments/dep/chat/completions?api-version=2024-12-01-preview"
+
+
+KEYS = {
+    "openai": "OPENAI_API_KEY",
+    "anthropic": "ANTHROPIC_API_KEY",
+    "gemini": "GEMINI_API_KEY",
+    "openrouter": "OPENROUTER_API_KEY",
+    "vercel": "AI_GATEWAY_API_KEY",
+    "portkey": "PORTKEY_API_KEY",
+}
+
+
+@ways
+async def test_no_key_of_the_environment_goes_to_another_server(
+    way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (*KEYS.values(), "GOOGLE_API_KEY", "ANTHROPIC_AUTH_TOKEN", "AZURE_OPENAI_API_KEY"):
+        monkeypatch.setenv(name, "sk-secret-of-the-environment")
+    with lm_server(lambda request: (400, {"error": {"message": "no"}})) as server:
+        kwargs = {**way.kwargs, "model_name": way.model, "base_url": server.base_url}
+        async with asked(make_client(way.backend, kwargs)) as ask:
+            with pytest.raises(ProviderRejected):
+                await ask()
+    assert server.headers and "sk-secret" not in f"{server.headers} {server.paths} {server.requests}"
+
+
+@pytest.mark.parametrize(("backend", "variable"), KEYS.items())
+def test_a_missing_key_says_which_variable(
+    backend: str, variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (*KEYS.values(), "GOOGLE_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ConfigError, match=f"set {variable}"):
+        make_client(backend, {"model_name": "m"})
+
+
+async def test_thoughts_and_the_prompt_cache_of_anthropic() -> None:
+    message = {
+        "id": "msg_1",
+        "type": "message",
+        "role": "assistant",
+        "model": "claude-sonnet-4-5",
+        "content": [
+            {"type": "thinking", "thinking": "hm", "signature": "s"},
+            {"type": "text", "text": "the answer"},
+        ],
+        "stop_reason": "end_turn",
+        "stop_sequence": None,
+        "usage": {
+            "input_tokens": 5,
+            "output_tokens": 7,
+            "cache_read_input_tokens": 100,
+            "cache_creation_input_tokens": 20,
+        },
+    }
+    with lm_server(lambda request: (200, message)) as server:
+        client = make_client(
+            "anthropic",
+            {
+                "model_name": "claude-sonnet-4-5",
+                "api_key": "k",
+                "base_url": server.base_url.removesuffix("/v1"),
+                "max_tokens": 2_000,
+                "sampling_args": {"thinking": {"type": "enabled", "budget_tokens": 1_024}},
+            },
+        )
+        async with asked(client) as ask:
+            response = await ask()
+    assert response.text == "the answer"
+    used = response.usage
+    assert (used.input_tokens, used.cached_tokens, used.cache_write_tokens) == (125, 100, 20)
+    (sent,) = server.requests
+    assert sent["thinking"]["budget_tokens"] == 1_024
+    assert sent["system"][0]["cache_control"] == sent["messages"][-1]["content"][0]["cache_control"]
+    assert len(sent["messages"]) == 3
+
+
+async def test_openais_prompt_cache_is_hinted_at_openai_only(llmock: LLMock) -> None:
+    async with asked(WAYS["openai"].make(llmock)) as ask:
+        await ask()
+    assert "prompt_cache_key" not in str(llmock.requests[0].body)
