@@ -7,9 +7,21 @@ from rlm_core.conformance.checks import (  # noqa: I001 - the order of the repor
     transaction,
     calls,
     fork,
+    runs,
     lifecycle,
     policy,
     errors,
 )
 
-__all__ = ["calls", "context", "errors", "fork", "lifecycle", "output", "policy", "state", "transaction"]
+__all__ = [
+    "calls",
+    "context",
+    "errors",
+    "fork",
+    "lifecycle",
+    "output",
+    "policy",
+    "runs",
+    "state",
+    "transaction",
+]
