@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 BENCH_VENV := .venv-bench
 
-.PHONY: demo test test-cloud bench lint proto clean
+.PHONY: demo test test-cloud bench lint proto prices clean
 
 demo: $(STAMP)
 	$(BIN)/rlm demo
@@ -26,6 +26,11 @@ lint: $(STAMP)
 
 proto: $(STAMP)
 	$(BIN)/python proto/generate.py
+
+# Anew from what genai-prices has collected.
+prices: $(STAMP)
+	$(BIN)/python -m pip install --quiet --group prices
+	$(BIN)/python -m rlm_core.prices.generate
 
 bench: $(STAMP) $(BENCH_VENV)/installed
 	$(BIN)/python -m benchmarks --peer $(BENCH_VENV)/bin/python

@@ -133,12 +133,26 @@ def cloud(python: str, base_url: str) -> dict[str, Any]:
     return found
 
 
+def calls(python: str, base_url: str) -> dict[str, float]:
+    """Of ours only, beside the bare async client."""
+    from benchmarks.calls import figures
+
+    found = figures()
+    table = Table("calls to an LM that takes its time", "", "goal")
+    table.add_row("1,000 calls of 100 ms, 100 at once: bare client", f"{found['bare_1000_s']:.2f} s", "")
+    table.add_row("the same by llm_query_batched", f"{found['ours_1000_s']:.2f} s", "")
+    table.add_row("ratio", f"{found['ratio']:.2f} ×", "≤ 1.15")
+    table.add_row("8 calls of 1 s at once", f"{found['eight_calls_s']:.2f} s", "≤ 1.1 s")
+    Console(width=120).print(table)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks")
     parser.add_argument("--peer", required=True, help="Python interpreter with rlms installed.")
-    parser.add_argument("--only", choices=["local", "isolated", "cloud"], help="Measure a part.")
+    parser.add_argument("--only", choices=["local", "isolated", "calls", "cloud"], help="Measure a part.")
     arguments = parser.parse_args()
-    parts = {"local": local, "isolated": isolated, "cloud": cloud}
+    parts = {"local": local, "isolated": isolated, "calls": calls, "cloud": cloud}
     with lm_server() as base_url:
         figures = {
             name: part(arguments.peer, base_url)

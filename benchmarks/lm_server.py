@@ -25,6 +25,10 @@ RESPONSE = (
 )
 
 
+SECONDS = float(sys.argv[1]) if __name__ == "__main__" and len(sys.argv) > 1 else 0.0
+"""That an answer takes."""
+
+
 async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     try:
         while True:
@@ -35,6 +39,8 @@ async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
                 if line.lower().startswith(b"content-length:")
             )
             await reader.readexactly(size)
+            if SECONDS:
+                await asyncio.sleep(SECONDS)
             writer.write(RESPONSE)
     except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
         writer.close()
@@ -47,9 +53,9 @@ async def _main() -> None:
 
 
 @contextmanager
-def lm_server() -> Iterator[str]:
-    """Base URL of a running server."""
-    command = [sys.executable, "-m", "benchmarks.lm_server"]
+def lm_server(seconds: float = 0.0) -> Iterator[str]:
+    """Base URL of a running server whose answers take so long."""
+    command = [sys.executable, "-m", "benchmarks.lm_server", str(seconds)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         yield f"http://127.0.0.1:{int(process.stdout.readline())}/v1"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from rlm_core.clients import known_backends
 from tests.support.lm_server import lm_server
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,6 +64,29 @@ def test_the_python_snippet_runs(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].startswith("Pierre {'model_usage_summaries': {'gpt-5-mini'")
     assert len(list((tmp_path / "logs").glob("rlm_*.jsonl"))) == 1
+
+
+@pytest.mark.parametrize(("index", "printed"), [(0, "Natásha"), (1, "275000")], ids=["limits", "tools"])
+def test_the_snippets_about_runs_run(index: int, printed: str, tmp_path: Path) -> None:
+    snippet = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs" / "runs.md").read_text(), re.M | re.S)[
+        index
+    ]
+    code = "population(context)" if index else "context.split()[2]"
+    with lm_server(lambda request: f"```repl\nFINAL({code})\n```") as server:
+        done = subprocess.run(
+            [sys.executable, "-c", snippet],
+            cwd=tmp_path,
+            env=environment(OPENAI_BASE_URL=server.base_url),
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    assert (done.returncode, done.stdout.strip().strip(".")) == (0, printed), done.stderr
+
+
+def test_the_table_of_backends_is_whole() -> None:
+    page = (ROOT / "docs" / "models.md").read_text()
+    assert sorted(re.findall(r"^\| `(\w+)` \|", page, re.M)) == known_backends()
 
 
 def test_the_shell_snippet_runs(tmp_path: Path) -> None:

@@ -43,7 +43,10 @@ def run(
         typer.Option(min=1, help="Sandboxes to start at once, while the text is read, and to keep ready."),
     ] = None,
     max_iterations: Annotated[int, typer.Option(help="Turns of the root LM.")] = 30,
-    max_depth: Annotated[int, typer.Option(help="0 asks the LM directly.")] = 1,
+    max_depth: Annotated[int, typer.Option(help="0 asks the LM directly; 2: rlm_query has a REPL.")] = 1,
+    max_budget: Annotated[float | None, typer.Option(help="USD.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Input and output, of all calls.")] = None,
+    max_timeout: Annotated[float | None, typer.Option(help="Seconds.")] = None,
     log_dir: Annotated[Path | None, typer.Option(help="Folder for the run's log.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show every turn.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -53,7 +56,7 @@ def run(
     console = stderr_console()
     stack = contextlib.ExitStack()
     try:
-        if backend == "openai" and model is None:
+        if model is None and backend != "scripted":
             raise ConfigError("which model? pass --model NAME")
         if backend == "scripted":
             raise ConfigError("backend 'scripted' is for Python code; try: rlm demo")
@@ -68,6 +71,10 @@ def run(
             pool=warm,
             max_iterations=max_iterations,
             max_depth=max_depth,
+            max_budget=max_budget,
+            max_tokens=max_tokens,
+            max_timeout=max_timeout,
+            on_limit="return",
             logger=RLMLogger(log_dir) if log_dir else None,
             observer=ConsoleObserver(console) if verbose else ProgressObserver(console),
         )
@@ -84,7 +91,8 @@ def run(
         stack.close()
     say(json.dumps(summary(completion)) if as_json else completion.response)
     if completion.status != "answered":
-        typer.echo(f"rlm: no answer within {max_iterations} turns; this is the best effort", err=True)
+        why = completion.error or f"no answer within {max_iterations} turns"
+        typer.echo(f"rlm: {why}; this is the best effort", err=True)
         raise typer.Exit(1)
 
 
