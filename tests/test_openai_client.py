@@ -143,3 +143,19 @@ async def test_usage_is_read_where_it_is_told() -> None:
         client = make_client("openai", openai(server.base_url)["backend_kwargs"])
         assert (await client.complete(LMRequest.of_prompt("x"))).usage == TokenUsage()
         await client.aclose()
+
+
+def test_two_batches_in_a_row_on_a_server_that_keeps_connections_open() -> None:
+    code = "```repl\nr = [len([x for x in llm_query_batched(['q'] * 40) if x.ok]) for _ in range(2)]\nFINAL(r)\n```"
+    with lm_server(lambda request: "a" if len(request["messages"]) == 1 else code) as server:
+        with RLM(**openai(server.base_url)) as rlm:
+            assert rlm.completion("x").response == "[40, 40]"
+            assert rlm.completion("x").response == "[40, 40]"
+
+
+def test_json_in_a_system_prompt_is_just_text() -> None:
+    prompt = 'Answer as {"a": {"b": [{}, {{}}]}} and {0} {context} %s.'
+    with lm_server(lambda request: "```repl\nFINAL(1)\n```") as server:
+        with RLM(**openai(server.base_url), custom_system_prompt=prompt, orchestrator=False) as rlm:
+            rlm.completion("x")
+    assert server.requests[0]["messages"][0]["content"] == prompt

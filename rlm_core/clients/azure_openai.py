@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import openai
 
-from rlm_core.clients.openai import OpenAIClient
+from rlm_core.clients.openai import OpenAIClient, with_fast_http
 from rlm_core.errors import ConfigError
 
 DEFAULT_API_VERSION = "2024-12-01-preview"
@@ -40,5 +40,5 @@ class AzureOpenAIClient(OpenAIClient):
             or os.environ.get("AZURE_OPENAI_API_VERSION", DEFAULT_API_VERSION),
             azure_deployment=arguments.pop("azure_deployment", None)
             or os.environ.get("AZURE_OPENAI_DEPLOYMENT"),
-            **arguments,
+            **with_fast_http(arguments),
         )

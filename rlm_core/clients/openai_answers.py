@@ -1,5 +1,6 @@
 """What OpenAI's SDK and its relatives give back, as ours."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import openai
@@ -55,17 +56,41 @@ def _usage(usage: Any, input_name: str, output_name: str) -> TokenUsage:
     )
 
 
+NEVER_CONNECTED = {
+    "ClientConnectorError",
+    "ClientConnectorCertificateError",
+    "ClientConnectorDNSError",
+    "ClientConnectorSSLError",
+    "ConnectError",
+    "ConnectionRefusedError",
+}
+"""Exceptions of HTTP libraries by which nothing was sent."""
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, its cause, that one's, …"""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__
+
+
 def count(value: object) -> int:
     return value if isinstance(value, int) and value > 0 else 0
 
 
 def failure(error: Any, peer: Peer, errors: Any = openai) -> ProviderError:
     """`errors` is the module that has the SDK's exceptions, with OpenAI's names."""
-    if isinstance(error, errors.APITimeoutError):
-        return peer.too_slow()
     if isinstance(error, errors.APIConnectionError):
-        cause = error.__cause__ or error
-        return peer.unreachable(cause, sent="connect" not in type(cause).__name__.lower())
+        causes = list(_causes(error))
+        names = {type(each).__name__ for each in causes}
+        if names & NEVER_CONNECTED:
+            return peer.unreachable(causes[-1], sent=False)
+        # What HTTP libraries say of a connection that broke is a timeout for some.
+        broke = any(isinstance(each, OSError) and not isinstance(each, TimeoutError) for each in causes)
+        if isinstance(error, errors.APITimeoutError) and not broke:
+            return peer.too_slow()
+        return peer.unreachable(causes[-1], sent=True)
     if isinstance(error, errors.APIStatusError):
         body: Any = error.body
         told = body.get("message") if isinstance(body, dict) else None
