@@ -1,5 +1,6 @@
 """Checks of what callers pass: one clear line for each mistake, before anything starts."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,7 +28,7 @@ def check_number(
         expected = "int" if whole else "a number"
         none = " or None" if optional else ""
         raise ConfigError(f"{name} must be {expected}{none}, not {type(value).__name__}")
-    if value < least or (not whole and not value > least) or value != value:
+    if not math.isfinite(value) or value < least or (not whole and not value > least):
         raise ConfigError(f"{name} must be {'at least' if whole else 'more than'} {least:g}, not {value}")
 
 

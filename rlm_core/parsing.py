@@ -123,11 +123,18 @@ def _balanced(text: str) -> str:
     return text[: text.rindex(")")] if ")" in text else text
 
 
+MAX_ENDS = 32
+"""Closing parentheses that are looked at, from the start and from the end."""
+
+
 def _quoted(text: str) -> str | None:
     """The value of a string literal that is all there is up to a closing parenthesis; None for no such."""
     if text.lstrip()[:1] not in ("'", '"'):
         return None
-    for end in (match.start() for match in re.finditer(r"\)", text)):
+    ends = [match.start() for match in re.finditer(r"\)", text)]
+    if len(ends) > 2 * MAX_ENDS:  # each is tried, and costs its length
+        ends = [*ends[:MAX_ENDS], *ends[-MAX_ENDS:]]
+    for end in ends:
         try:
             value = ast.literal_eval(text[:end].strip())
         except (ValueError, SyntaxError, MemoryError, RecursionError):

@@ -1,15 +1,18 @@
 """A sandbox and a session that outlive a completion: contexts, variables and histories add up."""
 
 import asyncio
+import logging
 
 from rlm_core import repl_history
 from rlm_core.broker.call import Answer, Call, Failure
 from rlm_core.environment import Sandbox, SandboxSource
-from rlm_core.errors import SandboxLost
+from rlm_core.errors import RLMError, SandboxLost
 from rlm_core.run import Run
 from rlm_core.session import Session
 from rlm_core.tasks import finish_first
 from rlm_core.types import RLMChatCompletion
+
+log = logging.getLogger("rlm_core.persistence")
 
 
 class PersistentRepl:
@@ -33,13 +36,17 @@ class PersistentRepl:
                 run.earlier = (self.contexts, self.histories)
                 self.contexts += 1
                 completion = await run.complete_in(session, self._source, forked=False)
-                await self._keep_history(session, run)
-                return completion
             except SandboxLost:
                 await finish_first(self._close())
                 raise
             finally:
                 self._run = None
+            try:
+                await self._keep_history(session, run)
+            except RLMError as error:  # the answer is there, and was paid for
+                log.warning("the conversation is not kept in the REPL: %s", error)
+                await finish_first(self._close())
+            return completion
 
     async def aclose(self) -> None:
         async with self._turn:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("rlm_core.recursion")
 
 PREVIEW_CHARS = 80
+MAX_CHILDREN = 64
+"""At work at the same time, of a whole tree."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,22 +55,34 @@ class Children:
         return result
 
     async def _run(self, child: "Run", call: Call) -> Answer | Failure:
+        broker = child.broker
         async with self.places:
-            began = time.monotonic()
-            told = child.callbacks.call
-            await told("on_subcall_start", child.depth, child.root_model, call.prompt[:PREVIEW_CHARS])
-            error: str | None = "interrupted"
+            if broker.budget.is_spent:
+                return Failure("BUDGET", "nothing is left of a limit of this run")
+            if broker.children >= MAX_CHILDREN:
+                return Failure("TOO_MANY", f"{MAX_CHILDREN} child runs are at work already")
+            broker.children += 1
             try:
-                async with self._session_for(child, call) as (session, forked):
-                    completion = await child.complete_in(session, self.source, forked=forked)
-                error = None
-                return Answer(completion.response, completion.root_model, _total(completion), completion)
-            except RLMError as failed:
-                error = in_one_line(failed)
-                return _failure(failed)
+                return await self._run_now(child, call)
             finally:
-                seconds = time.monotonic() - began
-                await finish_first(told("on_subcall_complete", child.depth, child.root_model, seconds, error))
+                broker.children -= 1
+
+    async def _run_now(self, child: "Run", call: Call) -> Answer | Failure:
+        began = time.monotonic()
+        told = child.callbacks.call
+        await told("on_subcall_start", child.depth, child.root_model, call.prompt[:PREVIEW_CHARS])
+        error: str | None = "interrupted"
+        try:
+            async with self._session_for(child, call) as (session, forked):
+                completion = await child.complete_in(session, self.source, forked=forked)
+            error = None
+            return Answer(completion.response, completion.root_model, _total(completion), completion)
+        except RLMError as failed:
+            error = in_one_line(failed)
+            return _failure(failed)
+        finally:
+            seconds = time.monotonic() - began
+            await finish_first(told("on_subcall_complete", child.depth, child.root_model, seconds, error))
 
     @contextlib.asynccontextmanager
     async def _session_for(self, child: "Run", call: Call) -> AsyncIterator[tuple[Session, bool]]:

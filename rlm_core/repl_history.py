@@ -9,9 +9,9 @@ from rlm_agent.rpc.v1 import agent_pb2 as pb
 from rlm_core.session import Session
 from rlm_core.text import shorten
 
-MAX_MESSAGE_CHARS = 500_000
+MAX_MESSAGE_CHARS = 100_000
 """Of one message; head and tail are kept."""
-GROUP_BYTES = 2 << 20
+GROUP_BYTES = 1 << 20
 """Sent at once."""
 
 
@@ -33,7 +33,7 @@ def _groups(messages: Sequence[dict[str, Any]]) -> Iterator[bytes]:
     size = 0
     for message in messages:
         cut = {**message, "content": shorten(str(message["content"]), MAX_MESSAGE_CHARS)}
-        text = json.dumps(cut).encode()
+        text = json.dumps(cut, ensure_ascii=False).encode("utf-8", "surrogatepass")
         if group and size + len(text) > GROUP_BYTES:
             yield b"[" + b",".join(group) + b"]"
             group, size = [], 0

@@ -134,6 +134,7 @@ class RLM:
         self._environment_name = environment if pool is None else pool.name
         self._environment_kwargs = dict(environment_kwargs or {})
         self._source = pool or make_environment(environment, self._environment_kwargs)
+        tools = Tools.of(custom_tools)
         self._loop_config = LoopConfig(
             max_iterations=max_iterations,
             max_depth=max_depth,
@@ -143,8 +144,8 @@ class RLM:
             child_isolation=child_isolation,
             on_limit=on_limit,
             compaction=Compaction(compaction_threshold_pct) if compaction else None,
-            tools=Tools.of(custom_tools),
-            sub_tools=Tools.of(custom_tools if custom_sub_tools is None else custom_sub_tools),
+            tools=tools,
+            sub_tools=tools if custom_sub_tools is None else Tools.of(custom_sub_tools),
             prompt=PromptConfig(custom_system_prompt, orchestrator, user_prologue),
         )
         self._broker_config = BrokerConfig(

@@ -23,6 +23,7 @@ from rlm_core.deadline import Deadline
 from rlm_core.environment import SandboxSource
 from rlm_core.errors import (
     BudgetRefused,
+    ConfigError,
     EmptyReply,
     ErrorThresholdExceededError,
     LimitExceeded,
@@ -45,7 +46,11 @@ log = logging.getLogger("rlm_core.run")
 
 T = TypeVar("T")
 MAX_EMPTY_REPLIES = 3
+EMPTY_REPLY = "(no text)"
+"""In the place of one: providers refuse messages without any."""
 LEAST_CELL_SECONDS = 0.1
+MAX_TOOL_CALLS = 16
+"""Of one run, at work at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +113,7 @@ class Run:
         self._deadline: Deadline = parent._deadline if parent is not None else Deadline(config.max_timeout)
         self._children: Children | None = None
         self._born = 0
+        self._tool_places = asyncio.Semaphore(MAX_TOOL_CALLS)
         self._errors = 0
         self._started = time.monotonic()
         self._talk = Conversation()
@@ -236,7 +242,8 @@ class Run:
         self._observer.calls_changed(self._in_flight, self._calls_made)
         try:
             if call.kind == "tool":
-                return await self.config.tools.call(call.tool, call.prompt)
+                async with self._tool_places:
+                    return await self.config.tools.call(call.tool, call.prompt)
             if call.kind == "rlm" and self._children is not None and self.depth + 1 < self.config.max_depth:
                 return await self._children.answer(call)
             return await self.broker.handle(call, self.account)
@@ -269,10 +276,11 @@ class Run:
                 self._talk.reply(response.text)
                 return answer
             self._check_limits(outcome)
-            self._talk.reply(response.text)
+            self._talk.reply(response.text or EMPTY_REPLY)
             self._talk.say(feedback(outcome, previous))
             previous = outcome
-            await self._compact(session, response)
+            if self.config.compaction is not None:
+                await self.in_time(self._compact(session, response, self.config.compaction))
         return None
 
     async def _ask(self) -> LMResponse:
@@ -291,21 +299,26 @@ class Run:
         except BudgetRefused as error:
             raise self.broker.budget.exceeded(error.limit, str(error)) from None
 
-    async def _compact(self, session: Session, response: LMResponse) -> None:
+    async def _compact(self, session: Session, response: LMResponse, compaction: Compaction) -> None:
         """Keep the REPL's `history` whole, and go on from a summary when the LM's window fills up."""
-        compaction = self.config.compaction
-        if compaction is None:
-            return
         messages = tuple(self._talk.messages)
         new = messages[self._told_repl or self._talk.first :]
-        await repl_history.extend(session, "history", [dict(each) for each in new])
+        await self._tell_history(session, [dict(each) for each in new])
         if compaction.is_due(response, messages, self._client.context_window):
             asked = (*messages[:-1], {"role": "user", "content": f"{messages[-1]['content']}\n\n{SUMMARIZE}"})
             summary = (await self._ask_lm(LMRequest(asked))).text
-            await repl_history.extend(session, "history", [{"type": "summary", "content": summary}])
-            self._compacted += 1
-            self._talk.compact(summary, GO_ON.format(times=self._compacted))
+            if summary.strip():
+                await self._tell_history(session, [{"type": "summary", "content": summary}])
+                self._compacted += 1
+                self._talk.compact(summary, GO_ON.format(times=self._compacted))
         self._told_repl = len(self._talk.messages)
+
+    async def _tell_history(self, session: Session, messages: list[dict[str, Any]]) -> None:
+        """A REPL that can't take it, because a cell has broken it, costs its history and not the run."""
+        try:
+            await repl_history.extend(session, "history", messages)
+        except ConfigError as error:
+            log.warning("the REPL's history is not whole: %s", error)
 
     @property
     def messages(self) -> list[dict[str, Any]]:

@@ -72,6 +72,8 @@ class Session:
         self._write_turn = asyncio.Lock()
         self._cell: RunningCell | None = None
         self._calls: dict[str, asyncio.Task[None]] = {}
+        self._ending: set[asyncio.Task[None]] = set()
+        """Calls that were cancelled, and clean up: a child run ends its session."""
         self._replies = Replies()
         self._resent: dict[str, asyncio.Task[None]] = {}
         self._writing = 0
@@ -293,6 +295,8 @@ class Session:
     async def aclose(self) -> None:
         """End the session in the agent; safe to repeat, quiet when the sandbox is gone."""
         self._lose(SandboxLost("the session was closed"))
+        if self._ending:
+            await asyncio.wait(self._ending)
         if self._reader is not None:
             self._reader.cancel()
             await asyncio.wait([self._reader])
@@ -449,6 +453,8 @@ class Session:
     def _cancel_calls(self) -> None:
         for task in self._calls.values():
             task.cancel()
+            self._ending.add(task)
+            task.add_done_callback(self._ending.discard)
         self._calls.clear()
 
     def _lose(self, error: SandboxLost) -> None:

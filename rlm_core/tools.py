@@ -11,8 +11,8 @@ import json
 import keyword
 import logging
 import re
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,8 +33,8 @@ RESERVED = re.compile(
 )
 MAX_NAME_CHARS = 100
 MAX_DESCRIPTION_CHARS = 2_000
-MAX_THREADS = 16
-"""Of functions that are not async, at work at the same time."""
+MAX_ARGUMENT_CHARS = 1 << 20
+"""Of the JSON of one call's arguments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +102,8 @@ class Tools:
         tool = self.tools.get(name)
         if tool is None or tool.function is None:
             return Failure("INVALID", f"there is no tool {name[:MAX_NAME_CHARS]!r}")
+        if len(arguments) > MAX_ARGUMENT_CHARS:
+            return Failure("TOO_LARGE", f"a tool's arguments take at most {MAX_ARGUMENT_CHARS:,} characters")
         try:
             args, kwargs = _parse(arguments)
         except (ValueError, RecursionError, KeyError, TypeError):
@@ -110,7 +112,7 @@ class Tools:
             result = await _run(tool.function, args, kwargs)
             text = pydantic_core.to_json(result, inf_nan_mode="constants").decode()
         except pydantic.ValidationError as error:
-            return Failure("INVALID", _wrong_arguments(name, error))
+            return Failure("INVALID", await asyncio.to_thread(_wrong_arguments, name, error))
         except pydantic_core.PydanticSerializationError as error:
             return Failure("INVALID", f"what {name} returned is not JSON: {one_line(str(error), 300)}")
         except Exception as error:
@@ -119,15 +121,50 @@ class Tools:
         return Answer(text, "", TokenUsage())
 
 
-_threads = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="rlm-tool")
-
-
 async def _run(function: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
+    """Whatever it raises comes out as an Exception: a tool may end its call, and nothing else."""
     if inspect.iscoroutinefunction(inspect.unwrap(function)):
-        return await function(*args, **kwargs)
+        return await _awaited(function(*args, **kwargs))
+    made = await _in_thread(lambda: function(*args, **kwargs))
+    return await _awaited(made) if inspect.isawaitable(made) else made
+
+
+async def _awaited(work: Awaitable[Any]) -> Any:
+    try:
+        return await work
+    except Exception:
+        raise
+    except BaseException as error:
+        task = asyncio.current_task()
+        if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+            raise
+        raise RuntimeError(repr(error)) from error
+
+
+async def _in_thread(work: Callable[[], Any]) -> Any:
+    """A thread of its own, which nothing waits for when its cell, or this process, has ended."""
     loop = asyncio.get_running_loop()
-    made = await loop.run_in_executor(_threads, lambda: function(*args, **kwargs))
-    return await made if inspect.isawaitable(made) else made
+    done: asyncio.Future[tuple[Any, BaseException | None]] = loop.create_future()
+
+    def tell(result: Any, error: BaseException | None) -> None:
+        if not done.done():
+            done.set_result((result, error))
+
+    def target() -> None:
+        result, raised = None, None
+        try:
+            result = work()
+        except BaseException as error:  # noqa: BLE001 - SystemExit and others would end the thread unheard
+            raised = error
+        loop.call_soon_threadsafe(tell, result, raised)
+
+    threading.Thread(target=target, name="rlm-tool", daemon=True).start()
+    result, error = await done
+    if error is None:
+        return result
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
+        raise error
+    raise RuntimeError(repr(error)) from error
 
 
 def _parse(arguments: str) -> tuple[list[Any], dict[str, Any]]:
@@ -149,7 +186,9 @@ def _check_name(name: object) -> None:
 
 def _checked(name: str, value: Callable[..., Any]) -> Callable[..., Any]:
     """With arguments that fit its annotations, as far as JSON's types can be made to."""
-    known = inspect.isroutine(value) or inspect.isclass(value) or isinstance(value, functools.partial)
+    if isinstance(value, functools.partial):
+        return _pinned(value)
+    known = inspect.isroutine(value) or inspect.isclass(value)
     function: Callable[..., Any] = value if known else getattr(value, "__call__")  # noqa: B004, B009
     try:
         inspect.signature(function)
@@ -164,6 +203,17 @@ def _checked(name: str, value: Callable[..., Any]) -> Callable[..., Any]:
         raise ConfigError(f"custom tool {name!r}: {one_line(str(error), 300)}") from None
 
 
+def _pinned(value: "functools.partial[Any]") -> Callable[..., Any]:
+    """A cell can't give what the caller has given: that may be a limit of its own."""
+
+    def function(*args: Any, **kwargs: Any) -> Any:
+        if taken := sorted(value.keywords.keys() & kwargs.keys()):
+            raise TypeError(f"unexpected keyword argument {taken[0]!r}")
+        return value(*args, **kwargs)
+
+    return function
+
+
 def _wrong_arguments(name: str, error: pydantic.ValidationError) -> str:
     first = error.errors(include_url=False, include_input=False)[0]
     where = ".".join(str(part) for part in first["loc"])
@@ -172,7 +222,10 @@ def _wrong_arguments(name: str, error: pydantic.ValidationError) -> str:
 
 def _describe_function(name: str, value: Callable[..., Any], text: str) -> str:
     try:
-        signature = str(inspect.signature(value))
+        found = inspect.signature(value)
+        given = value.keywords.keys() if isinstance(value, functools.partial) else ()
+        left = [each for name, each in found.parameters.items() if name not in given]
+        signature = str(found.replace(parameters=left))
     except (ValueError, TypeError):
         signature = "(…)"
     about = text or inspect.getdoc(value) or ""

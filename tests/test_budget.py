@@ -168,3 +168,15 @@ def test_cached_tokens_and_long_prompts_have_prices_of_their_own() -> None:
 def test_wrong_prices_are_one_clear_line() -> None:
     with pytest.raises(ConfigError, match=r"prices\['m'\]: output"):
         PriceTable({"m": {"input": 1}})
+
+
+async def test_a_provider_that_does_not_say_what_it_used_is_charged_the_worst() -> None:
+    budget = Budget(Limits(max_tokens=10_000))
+    reservation = await budget.reserve(prompt(100), 500, None)
+    budget.settle(reservation, TokenUsage())
+    assert budget.spent == reservation.amount
+
+
+async def test_no_more_is_asked_for_than_a_small_model_has() -> None:
+    budget = Budget(Limits(max_tokens=1_000_000))
+    assert (await budget.reserve(prompt(10), None, None, window=8_192)).output_tokens == 2_048

@@ -116,3 +116,19 @@ def test_a_conversation_that_fits_is_left_alone() -> None:
     with RLM(backend=lm, compaction=True, persistent=True) as rlm:
         assert rlm.completion("x").response == "2"
     assert len(lm.requests) == 2
+
+
+def test_a_cell_that_breaks_the_history_costs_no_answer() -> None:
+    code = "import rlm_agent.worker.context as c\ndef no(*a): raise ValueError\nc.decode = no\nFINAL('paid')"
+    with RLM(backend=script(code, "FINAL('kept' in globals())"), persistent=True) as rlm:
+        assert rlm.completion("x").response == "paid"
+        assert rlm.completion("x").response == "False"  # in a new sandbox
+    with RLM(backend=script(code.replace("FINAL('paid')", ""), "FINAL(2)"), compaction=True) as rlm:
+        assert rlm.completion("x").response == "2"
+
+
+def test_long_outputs_fit_into_the_history() -> None:
+    block = "```repl\nprint('\U0001f600' * 19_990)\n```\n"
+    lm = ScriptedClient([block * 14 + "and", "```repl\nFINAL(len(history))\n```"])
+    with RLM(backend=lm, compaction=True, persistent=True) as rlm:
+        assert rlm.completion("x").response == "2"

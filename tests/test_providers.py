@@ -186,6 +186,11 @@ async def test_no_key_of_the_environment_goes_to_another_server(
 ) -> None:
     for name in (*KEYS.values(), "GOOGLE_API_KEY", "ANTHROPIC_AUTH_TOKEN", "AZURE_OPENAI_API_KEY"):
         monkeypatch.setenv(name, "sk-secret-of-the-environment")
+    if way.backend not in ("litellm", "portkey"):  # whose SDKs send these wherever they are told to
+        for name in ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
+            monkeypatch.setenv(name, "sk-secret-name")
+        for name in ("OPENAI_CUSTOM_HEADERS", "ANTHROPIC_CUSTOM_HEADERS"):
+            monkeypatch.setenv(name, "X-Gateway: sk-secret-token")
     with lm_server(lambda request: (400, {"error": {"message": "no"}})) as server:
         kwargs = {**way.kwargs, "model_name": way.model, "base_url": server.base_url}
         async with asked(make_client(way.backend, kwargs)) as ask:

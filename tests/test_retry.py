@@ -79,6 +79,16 @@ async def test_only_what_may_go_better_is_asked_again(error: Exception, attempts
     assert made == attempts
 
 
+async def test_a_pause_that_is_too_long_holds_up_no_other_call() -> None:
+    replies: Iterator[Any] = iter([overloaded(86_400), "fine"])
+    client = ScriptedClient(lambda request: next(replies))
+    broker = Broker(Models([client]), BrokerConfig(retry=FAST))
+    with pytest.raises(ProviderOverloaded):
+        await broker.ask(client, LMRequest.of_prompt("1"), Account())
+    response = await asyncio.wait_for(broker.ask(client, LMRequest.of_prompt("2"), Account()), 10)
+    assert response.text == "fine"
+
+
 async def test_an_account_without_money_is_not_asked_again() -> None:
     body = {"error": {"message": "You exceeded your quota", "code": "insufficient_quota"}}
     with lm_server(lambda request: (429, body)) as server:

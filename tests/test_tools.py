@@ -164,3 +164,37 @@ def test_the_model_is_told_of_them() -> None:
     assert system.startswith("Mine, with {braces}.")
     assert "- `add(a: int, b: int = 10, *, scale: float = 1.0) -> float`: Adds two numbers." in system
     assert "- `PI`: a float. roughly {pi}" in system
+
+
+def test_a_tool_that_leaves_by_another_door_is_an_exception_too() -> None:
+    class Panic(BaseException):
+        pass
+
+    def leave() -> None:
+        raise SystemExit(2)
+
+    def panic() -> None:
+        raise Panic("at the disco")
+
+    async def cancelled() -> None:
+        raise asyncio.CancelledError
+
+    tools = {"leave": leave, "panic": panic, "cancelled": cancelled, "stop": lambda: next(iter([]))}
+    code = "said = []\nfor tool in (leave, panic, cancelled, stop):\n"
+    code += "    try: tool()\n    except Exception as e: said.append(f'{type(e).__name__} {e}')\nFINAL(said)"
+    answer = run(code, custom_tools=tools, environment_kwargs={"cell_timeout": 20})
+    assert answer.count("ToolError") == 4 and "SystemExit(2)" in answer and "at the disco" in answer
+
+
+async def test_arguments_have_a_limit() -> None:
+    huge = json.dumps({"args": ["x" * (2 << 20)], "kwargs": {}})
+    result = await Tools.of({"add": add}).call("add", huge)
+    assert isinstance(result, Failure) and result.code == "TOO_LARGE"
+
+
+async def test_a_partial_keeps_what_it_was_given() -> None:
+    tools = Tools.of({"read": functools.partial(lambda path, root: f"{root}/{path}", root="/srv")})
+    assert (await tools.call("read", '{"args": ["a"], "kwargs": {}}')).text == '"/srv/a"'  # type: ignore[union-attr]
+    stolen = await tools.call("read", '{"args": ["shadow"], "kwargs": {"root": "/etc"}}')
+    assert isinstance(stolen, Failure) and "unexpected keyword argument 'root'" in stolen.message
+    assert tools.descriptions == ("`read(path)`",) or "root" not in tools.descriptions[0].partition(")")[0]

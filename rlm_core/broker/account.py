@@ -1,5 +1,7 @@
 """What one run used and asked; a child's is part of its parent's."""
 
+from dataclasses import replace
+
 from rlm_core.broker.call import Answer, Call, Failure
 from rlm_core.broker.usage import UsageMeter
 from rlm_core.types import RLMChatCompletion, TokenUsage, UsageSummary
@@ -41,8 +43,8 @@ def _record(call: Call, result: Answer | Failure, seconds: float) -> RLMChatComp
     if isinstance(result, Failure):
         prompt, usage = _cut(call.prompt), UsageSummary()
         return RLMChatCompletion(call.model or "", prompt, "", usage, seconds, error=result.message)
-    if result.child is not None:
-        return result.child
+    if result.child is not None:  # whose prompt costs nothing by itself
+        return replace(result.child, prompt=_cut(call.prompt))
     meter = UsageMeter()
     meter.add(result.model, result.usage)
     return RLMChatCompletion(result.model, call.prompt, result.text, meter.summary(), seconds)

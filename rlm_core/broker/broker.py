@@ -40,6 +40,8 @@ class Broker:
         self.models = models
         self._config = config or BrokerConfig()
         self.budget = Budget(self._config.limits)
+        self.children = 0
+        """Runs of the tree that are at work below its root."""
         self._places = asyncio.Semaphore(self._config.max_concurrent_calls)
         for client in models.clients:
             self._price(client.model_name)
@@ -67,7 +69,8 @@ class Broker:
         price = self._price(client.model_name)
 
         async def attempt() -> LMResponse:
-            response = await self._ask_once(client, keyed, price, call)
+            async with self._places:
+                response = await self._ask_once(client, keyed, price, call)
             account.add(response.model, response.usage)
             return response
 
@@ -111,8 +114,7 @@ class Broker:
         if recorded := self.take_recorded(call):
             return recorded
         request = LMRequest.of_prompt(call.prompt)
-        async with self._places:
-            response = await self.ask(client, request, account, deadline=deadline, call=call)
+        response = await self.ask(client, request, account, deadline=deadline, call=call)
         if not response.text:
             why = f" (finish reason {response.finish_reason!r})" if response.finish_reason else ""
             raise ProviderError(f"model {response.model!r} gave an empty reply{why}")
@@ -123,7 +125,7 @@ class Broker:
     ) -> LMResponse:
         """Reserve, write the intent down, ask, write the answer down, settle."""
         wanted = request.max_output_tokens or client.output_tokens
-        reservation = await self.budget.reserve(request.messages, wanted, price)
+        reservation = await self.budget.reserve(request.messages, wanted, price, client.context_window)
         response: LMResponse | None = None
         may_be_billed = True  # where it is cancelled, nobody knows
         try:
@@ -137,7 +139,7 @@ class Broker:
         except ProviderError as error:
             may_be_billed = error.may_be_billed
             raise
-        except RunFailed:
+        except (RunFailed, ConfigError):
             may_be_billed = False
             raise
         finally:
@@ -160,7 +162,7 @@ def answer_of(response: LMResponse) -> Answer:
 
 def _priced(response: LMResponse, price: Price | None) -> LMResponse:
     """With its cost: the provider's own figure where it gives one."""
-    if response.usage.cost is not None or price is None:
+    if response.usage.cost or price is None:  # 0 is said where somebody else's account is charged
         return response
     return replace(response, usage=replace(response.usage, cost=price.of(response.usage)))
 

@@ -83,15 +83,22 @@ class Budget:
         self._settled = asyncio.Event()
 
     async def reserve(
-        self, messages: Sequence[Message], output_tokens: int | None, price: Price | None
+        self,
+        messages: Sequence[Message],
+        output_tokens: int | None,
+        price: Price | None,
+        window: int = 4 * OUTPUT_TOKENS,
     ) -> Reservation:
         """Set the worst case of a call aside; waits while others on their way may give enough back.
+
+        Args:
+            output_tokens: that the answer may have; None: a quarter of the model's `window` at most.
 
         Raises:
             BudgetRefused: what is left is not enough.
         """
         prompt = most_tokens(messages) if self.limits.count_tokens else 0
-        wanted = output_tokens or OUTPUT_TOKENS
+        wanted = output_tokens or max(1, min(OUTPUT_TOKENS, window // 4))
         least = min(wanted, LEAST_OUTPUT_TOKENS)
         while True:
             fits = self._fitting(prompt, price, wanted, self.spent + self.reserved)
@@ -115,6 +122,8 @@ class Budget:
         used = Amount()
         if usage is not None:
             used = Amount(usage.cost or 0.0, usage.input_tokens + usage.output_tokens, 1)
+            if not used.tokens and self.limits.count_tokens:
+                used = reservation.amount  # a provider that does not say what it used
         elif may_be_billed:
             used = reservation.amount
         self.reserved -= reservation.amount
@@ -122,6 +131,16 @@ class Budget:
             self.reserved = Amount()
         self.spent += used
         self._settled.set()
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether nothing at all is left of a limit."""
+        limits, spent = self.limits, self.spent
+        return (
+            (limits.max_calls is not None and spent.calls >= limits.max_calls)
+            or (limits.max_tokens is not None and spent.tokens >= limits.max_tokens)
+            or (limits.max_budget is not None and spent.usd >= limits.max_budget)
+        )
 
     def exceeded(self, limit: str, why: str) -> LimitExceeded:
         """The error that ends a run for which nothing is left of this limit."""

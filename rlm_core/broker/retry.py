@@ -66,7 +66,8 @@ async def with_retries(
     def wait(state: tenacity.RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None
         seconds: float = policy.delay(state.attempt_number, error)
-        if getattr(error, "retry_after", None) is not None:
+        asked = getattr(error, "retry_after", None)
+        if asked is not None and asked <= policy.longest_retry_after:
             pace.hold(seconds)
         return seconds
 

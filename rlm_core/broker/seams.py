@@ -1,5 +1,6 @@
 """Where policy and journal join the broker; what is here is the least that each can be."""
 
+import hashlib
 from collections import defaultdict
 from typing import Protocol
 
@@ -34,7 +35,8 @@ class KnownKinds:
             raise CallFailed("INVALID", f"unknown kind of call {call.kind!r}")
 
 
-Question = tuple[str, str | None, str]
+Question = tuple[str, str | None, bytes]
+"""The prompt by its hash: a cell may ask a lot."""
 
 
 class MemoryJournal:
@@ -65,4 +67,5 @@ class MemoryJournal:
 
 
 def _question(call: Call) -> Question:
-    return call.kind, call.model, call.prompt
+    digest = hashlib.sha256(call.prompt.encode("utf-8", "surrogatepass")).digest()
+    return call.kind, call.model, digest

@@ -55,6 +55,9 @@ class AnthropicClient(LMClient):
                 max_retries=0,
                 **client_kwargs,
             )
+            if urlsplit(self.base_url).hostname != urlsplit(DEFAULT_BASE_URL).hostname:
+                # It takes others from ANTHROPIC_CUSTOM_HEADERS, which are for Anthropic.
+                self._client._custom_headers = dict(client_kwargs.get("default_headers") or {})
         except (TypeError, ValueError, anthropic.AnthropicError) as error:
             detail = one_line(str(error), DETAIL_CHARS)
             raise ConfigError(f"backend_kwargs for 'anthropic': {detail}") from None
@@ -141,6 +144,9 @@ def _failure(error: anthropic.AnthropicError, peer: Peer) -> ProviderError:
         cause = error.__cause__ or error
         return peer.unreachable(cause, sent="connect" not in type(cause).__name__.lower())
     if isinstance(error, anthropic.APIStatusError):
-        status = error.status_code if error.status_code >= 400 else 500  # within a stream that began well
-        return peer.of_status(status, str(error), error.response.headers)
+        began_well = error.status_code < 400  # it is an event of the stream
+        status = 500 if began_well else error.status_code
+        failure = peer.of_status(status, str(error), error.response.headers)
+        failure.may_be_billed = failure.may_be_billed or began_well
+        return failure
     return peer.not_understood(f"what its SDK expects: {one_line(str(error), DETAIL_CHARS)}")

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import openai
 
-from rlm_core.clients.openai import OpenAIClient, with_fast_http
+from rlm_core.clients.openai import OpenAIClient, only_what_was_passed, with_fast_http
 from rlm_core.errors import ConfigError
 
 DEFAULT_API_VERSION = "2024-12-01-preview"
@@ -33,7 +33,7 @@ class AzureOpenAIClient(OpenAIClient):
 
     def _make_sdk(self, api_key: str | None, **arguments: Any) -> openai.AsyncAzureOpenAI:
         own = {"azure_ad_token", "azure_ad_token_provider"} & arguments.keys()
-        return openai.AsyncAzureOpenAI(
+        made = openai.AsyncAzureOpenAI(
             api_key=api_key or (None if own else self._key_of_environment()),
             azure_endpoint=self.base_url,
             api_version=arguments.pop("api_version", None)
@@ -42,3 +42,7 @@ class AzureOpenAIClient(OpenAIClient):
             or os.environ.get("AZURE_OPENAI_DEPLOYMENT"),
             **with_fast_http(arguments),
         )
+        only_what_was_passed(made, arguments)
+        if api_key and not own:  # it would be sent in the place of the key that was passed
+            made._azure_ad_token = None
+        return made

@@ -23,6 +23,10 @@ NO_MONEY = ("insufficient_quota", "billing_hard_limit", "credit balance")
 """A 429 that waiting does not help."""
 
 
+GAVE_UP = (408, 504, 524)
+"""Statuses of a gateway that did not wait for the provider, which may have gone on."""
+
+
 @dataclass(frozen=True, slots=True)
 class Peer:
     """Who was asked."""
@@ -35,7 +39,7 @@ class Peer:
         return f"{self.where} (model {self.model!r})"
 
     def of_status(self, status: int, text: str, headers: Mapping[str, str]) -> ProviderError:
-        """A reply with an HTTP status of 400 or more. Providers don't charge for these."""
+        """A reply with an HTTP status of 400 or more. Providers don't charge for most of these."""
         detail = printable(one_line(text, DETAIL_CHARS))
         lower = text.lower()
         if status in (401, 403):
@@ -43,6 +47,7 @@ class Peer:
         if status == 429 or status == 408 or status >= 500:
             error = ProviderOverloaded(f"{self} failed or is overloaded: {detail}")
             error.retry_after = retry_after(headers)
+            error.may_be_billed = status in GAVE_UP
             error.try_again = not any(word in lower for word in NO_MONEY)
             return error
         if status in (400, 413) and any(word in lower for word in TOO_LONG):

@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import openai
 
@@ -24,6 +24,8 @@ class LiteLLMClient(LMClient):
     """`model_name` with the provider's name before it, as `anthropic/claude-sonnet-4-5`; keys come from the
     variables that LiteLLM documents. Other keywords go to `litellm.acompletion`."""
 
+    alive: ClassVar[int] = 0
+
     def __init__(
         self,
         model_name: str | None = None,
@@ -39,6 +41,7 @@ class LiteLLMClient(LMClient):
         if not model_name:
             raise ConfigError("backend 'litellm' needs backend_kwargs={'model_name': …}")
         litellm.suppress_debug_info = True
+        LiteLLMClient.alive += 1
         self.model_name = model_name
         self.context_window = context_window
         self.max_retries = max_retries
@@ -71,8 +74,11 @@ class LiteLLMClient(LMClient):
         return response
 
     async def aclose(self) -> None:
-        close: Any = litellm.close_litellm_async_clients  # type: ignore[attr-defined]
-        await close()
+        """LiteLLM's connections are shared by the whole process: the last one closes them."""
+        LiteLLMClient.alive -= 1
+        if not LiteLLMClient.alive:
+            close: Any = litellm.close_litellm_async_clients  # type: ignore[attr-defined]
+            await close()
 
 
 def _failure(error: Any, peer: Peer) -> ProviderError:

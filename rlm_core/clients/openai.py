@@ -28,6 +28,12 @@ def with_fast_http(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {"http_client": openai.DefaultAioHttpClient(), **arguments}
 
 
+def only_what_was_passed(sdk: Any, arguments: Mapping[str, Any]) -> None:
+    """Drop what the SDK took from OPENAI_ORG_ID, OPENAI_PROJECT_ID and OPENAI_CUSTOM_HEADERS: OpenAI's."""
+    sdk.organization, sdk.project = arguments.get("organization"), arguments.get("project")
+    sdk._custom_headers = dict(arguments.get("default_headers") or {})
+
+
 class OpenAIClient(LMClient):
     """Keyword names are those of the original library; unknown ones go to `openai.AsyncOpenAI`."""
 
@@ -105,7 +111,10 @@ class OpenAIClient(LMClient):
 
     def _make_sdk(self, api_key: str | None, **arguments: Any) -> openai.AsyncOpenAI:
         key = api_key or self._key_of_environment()
-        return openai.AsyncOpenAI(api_key=key, base_url=self.base_url, **with_fast_http(arguments))
+        made = openai.AsyncOpenAI(api_key=key, base_url=self.base_url, **with_fast_http(arguments))
+        if self.backend != "openai" or self._is_elsewhere():
+            only_what_was_passed(made, arguments)
+        return made
 
     def _base_url(self, given: str | None) -> str:
         url = given or os.environ.get(self.base_url_variable) or self.default_base_url

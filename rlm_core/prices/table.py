@@ -84,7 +84,7 @@ class PriceTable:
     def find(self, model: str) -> Price | None:
         """None for a model that has none."""
         short = model.rpartition("/")[2]  # routers put the provider's name before it
-        for name in (model, short):
+        for name in (model, short, DATED.split(model)[0], DATED.split(short)[0]):
             if name in self._own:
                 return self._own[name]
         return _ours().find(model) or _ours().find(short)

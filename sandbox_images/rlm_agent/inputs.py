@@ -69,7 +69,7 @@ class Inputs:
         body = json.dumps(bindings, ensure_ascii=False).encode("utf-8", "surrogatepass")
         if len(body) > limits.MAX_FRAME_BODY:
             raise Invalid(f"names and their values take at most {limits.MAX_FRAME_BODY:,} bytes at once")
-        ended = await self._perform(Frame(Kind.BIND, header, body), 0)
+        ended = await self._perform(Frame(Kind.BIND, header, body), limits.LOOK_SECONDS)
         _check_loaded(ended, "names")
         self._bound = request_id
 
