@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from rlm_core.cli.output import fail, say, stderr_console
+from rlm_core.clients import known_backends
 from rlm_core.console import ConsoleObserver, ProgressObserver
 from rlm_core.context import read_path
 from rlm_core.errors import ConfigError, RLMError, UsageError
@@ -56,7 +57,7 @@ def run(
     console = stderr_console()
     stack = contextlib.ExitStack()
     try:
-        if model is None and backend != "scripted":
+        if model is None and backend in known_backends() and backend != "scripted":
             raise ConfigError("which model? pass --model NAME")
         if backend == "scripted":
             raise ConfigError("backend 'scripted' is for Python code; try: rlm demo")
