@@ -1,6 +1,7 @@
 """The host's side when things go wrong there: cancellation, defects of others, disks, signals."""
 
 import asyncio
+import base64
 import json
 import os
 import signal
@@ -187,6 +188,10 @@ def test_no_secret_of_a_url_or_a_header_is_logged_or_shown(tmp_path: Path) -> No
             backend="openai", backend_kwargs=kwargs, sampling_args=sampling, logger=RLMLogger(tmp_path)
         ) as rlm:
             rlm.completion("x")
+        with RLM(backend="openai", backend_kwargs=kwargs) as rlm:
+            rlm.completion("x")
+        basic = f"Basic {base64.b64encode(b'user:hunter2').decode()}"
+        assert server.headers[-1]["authorization"] == basic
     (path,) = tmp_path.glob("*.jsonl")
     text = path.read_text()
     assert "hunter2" not in text and "TOPSECRET" not in text and '"temperature": 0.5' in text

@@ -32,15 +32,16 @@ class AzureOpenAIClient(OpenAIClient):
         return False  # its address is the user's own resource, whatever it is
 
     def _make_sdk(self, api_key: str | None, **arguments: Any) -> openai.AsyncAzureOpenAI:
+        url, arguments = with_fast_http(self.base_url, arguments)
         own = {"azure_ad_token", "azure_ad_token_provider"} & arguments.keys()
         made = openai.AsyncAzureOpenAI(
             api_key=api_key or (None if own else self._key_of_environment()),
-            azure_endpoint=self.base_url,
+            azure_endpoint=url,
             api_version=arguments.pop("api_version", None)
             or os.environ.get("AZURE_OPENAI_API_VERSION", DEFAULT_API_VERSION),
             azure_deployment=arguments.pop("azure_deployment", None)
             or os.environ.get("AZURE_OPENAI_DEPLOYMENT"),
-            **with_fast_http(arguments),
+            **arguments,
         )
         only_what_was_passed(made, arguments)
         if api_key and not own:  # it would be sent in the place of the key that was passed

@@ -5,7 +5,7 @@ import inspect
 import os
 from collections.abc import Mapping
 from typing import Any, ClassVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import openai
 from openai.resources.chat.completions import AsyncCompletions
@@ -22,10 +22,15 @@ NO_KEY = "no-key"
 APIS = ("chat", "responses")
 
 
-def with_fast_http(arguments: Mapping[str, Any]) -> dict[str, Any]:
+def with_fast_http(url: str, arguments: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Another HTTP library than the one that the SDK takes by itself, which has an eighth of the throughput:
-    1,000 calls of 100 ms, 100 at once, took it 15 s, and this one 1.9 s."""
-    return {"http_client": openai.DefaultAioHttpClient(), **arguments}
+    1,000 calls of 100 ms, 100 at once, took it 15 s, and this one 1.9 s. It wants a name and a password
+    beside the address, not in it."""
+    if "http_client" in arguments:
+        return url, dict(arguments)
+    parts = urlsplit(url)
+    auth = (unquote(parts.username or ""), unquote(parts.password or "")) if "@" in parts.netloc else None
+    return without_userinfo(url), {"http_client": openai.DefaultAioHttpClient(auth=auth), **arguments}
 
 
 def only_what_was_passed(sdk: Any, arguments: Mapping[str, Any]) -> None:
@@ -111,7 +116,8 @@ class OpenAIClient(LMClient):
 
     def _make_sdk(self, api_key: str | None, **arguments: Any) -> openai.AsyncOpenAI:
         key = api_key or self._key_of_environment()
-        made = openai.AsyncOpenAI(api_key=key, base_url=self.base_url, **with_fast_http(arguments))
+        url, arguments = with_fast_http(self.base_url, arguments)
+        made = openai.AsyncOpenAI(api_key=key, base_url=url, **arguments)
         if self.backend != "openai" or self._is_elsewhere():
             only_what_was_passed(made, arguments)
         return made

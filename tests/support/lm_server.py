@@ -16,6 +16,7 @@ class LMServer:
     base_url: str
     requests: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
+    """Of each request; names in lower case."""
     paths: list[str] = field(default_factory=list)
 
 
@@ -41,7 +42,7 @@ def lm_server(answer: Answer) -> Iterator[LMServer]:
         def do_POST(self) -> None:
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             server.requests.append(request)
-            server.headers.append(dict(self.headers))
+            server.headers.append({name.lower(): value for name, value in self.headers.items()})
             server.paths.append(self.path)
             reply = answer(request)
             if isinstance(reply, bytes):
