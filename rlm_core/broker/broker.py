@@ -44,7 +44,7 @@ class Broker:
         """Runs of the tree that are at work below its root."""
         self._places = asyncio.Semaphore(self._config.max_concurrent_calls)
         for client in models.clients:
-            self._price(client.model_name)
+            self._price(client)
 
     async def ask(
         self,
@@ -66,7 +66,7 @@ class Broker:
             BudgetRefused: what is left of a limit is not enough.
         """
         keyed = replace(request, idempotency_key=secrets.token_hex(16))
-        price = self._price(client.model_name)
+        price = self._price(client)
 
         async def attempt() -> LMResponse:
             async with self._places:
@@ -146,8 +146,9 @@ class Broker:
             usage = response.usage if response is not None else None
             self.budget.settle(reservation, usage, may_be_billed=may_be_billed)
 
-    def _price(self, model: str) -> Price | None:
-        price = self._config.prices.find(model)
+    def _price(self, client: LMClient) -> Price | None:
+        model = client.model_name
+        price = client.price or self._config.prices.find(model)
         if price is None and self._config.limits.max_budget is not None:
             raise ConfigError(
                 f"max_budget: model {model!r} has no known price; "

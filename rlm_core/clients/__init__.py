@@ -15,6 +15,7 @@ BACKENDS = {
     "azure_openai": "azure_openai:AzureOpenAIClient",
     "gemini": "gemini:GeminiClient",
     "litellm": "litellm:LiteLLMClient",
+    "llama_cpp": "llama_cpp:LlamaCppClient",
     "ollama": "openai_compatible:OllamaClient",
     "openai": "openai:OpenAIClient",
     "openrouter": "openai_compatible:OpenRouterClient",
@@ -23,6 +24,9 @@ BACKENDS = {
     "vercel": "openai_compatible:VercelClient",
     "vllm": "openai_compatible:VllmClient",
 }
+
+EXTRAS = {"llama_cpp": "local"}
+"""Where the extra has another name than the backend."""
 
 
 def known_backends() -> list[str]:
@@ -42,7 +46,7 @@ def make_client(backend: str, kwargs: Mapping[str, Any]) -> LMClient:
     try:
         kind: Callable[..., LMClient] = getattr(import_module(f"{__name__}.{module}"), name)
     except ImportError:
-        raise MissingExtra(f"backend {backend!r}", backend) from None
+        raise MissingExtra(f"backend {backend!r}", EXTRAS.get(backend, backend)) from None
     try:
         return kind(**kwargs)
     except TypeError as error:

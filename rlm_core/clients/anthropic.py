@@ -83,7 +83,8 @@ class AnthropicClient(LMClient):
             raise peer.unreachable(error, sent=True) from None
         except (TypeError, ValueError, AttributeError, LookupError, AssertionError) as error:
             if "sampling" in str(error) or "unexpected keyword" in str(error):
-                raise ConfigError(f"sampling_args: {one_line(str(error), DETAIL_CHARS)}") from None
+                detail = one_line(str(error), DETAIL_CHARS)
+                raise ConfigError(f"sampling_args: {detail}; use extra_body for others") from None
             raise peer.not_understood("a message; is it Anthropic's API?") from None
 
     async def aclose(self) -> None:

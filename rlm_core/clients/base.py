@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from rlm_core.prices import Price
 from rlm_core.types import TokenUsage
 
 Message = Mapping[str, str]
@@ -45,6 +46,8 @@ class LMClient(ABC):
     """Tokens that a prompt may have."""
     output_tokens: int | None = None
     """Tokens that an answer may have, where the caller set that."""
+    price: Price | None = None
+    """Where the client knows it; else it is looked up by the model's name."""
     max_retries: int | None = None
     """How often it is asked again, where the caller set that."""
 

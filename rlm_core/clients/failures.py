@@ -17,7 +17,14 @@ from rlm_core.errors import (
 from rlm_core.text import one_line, printable
 
 DETAIL_CHARS = 300
-TOO_LONG = ("context_length_exceeded", "exceed_context_size", "context length", "context window", "too long")
+TOO_LONG = (
+    "context_length_exceeded",
+    "exceed_context_size",
+    "context length",
+    "context window",
+    "context size",
+    "too long",
+)
 """Codes and words by which providers say that a prompt has too many tokens."""
 NO_MONEY = ("insufficient_quota", "billing_hard_limit", "credit balance")
 """A 429 that waiting does not help."""
