@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 BENCH_VENV := .venv-bench
 
-.PHONY: demo test test-cloud bench lint proto prices clean
+.PHONY: demo test test-cloud test-local-model bench lint proto prices clean
 
 demo: $(STAMP)
 	$(BIN)/rlm demo
@@ -34,6 +34,10 @@ prices: $(STAMP)
 
 bench: $(STAMP) $(BENCH_VENV)/installed
 	$(BIN)/python -m benchmarks --peer $(BENCH_VENV)/bin/python
+
+# Six small tasks for a real model, with ours and with rlms; fetches 1.1 GB, takes half an hour.
+test-local-model: $(STAMP) $(BENCH_VENV)/installed
+	$(BIN)/python -m benchmarks.local_model --peer $(BENCH_VENV)/bin/python
 
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from rlm_core.errors import ConfigError
@@ -86,6 +87,8 @@ RULES: dict[str, Rule] = {
     "custom_sub_tools": _a(Mapping, NONE),
     "custom_system_prompt": _a(str, NONE),
     "user_prologue": _a(str, NONE),
+    "cache": _a(str, Path, NONE),
+    "cache_scope": _a(str, NONE),
     "logger": _a(RLMLogger, NONE),
     "observer": _a(Observer, NONE),
     "pool": _a(SandboxPool, NONE),
@@ -101,6 +104,8 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     """Raises ConfigError for the first that is wrong."""
     for name, rule in RULES.items():
         rule(name, arguments[name])
+    if arguments["cache_scope"] is not None and arguments["cache"] is None:
+        raise ConfigError("cache_scope goes with cache, the path of a file")
     pool, environment = arguments["pool"], arguments["environment"]
     if pool is not None and environment not in ("local", pool.name):
         raise ConfigError(f"the pool is of environment {pool.name!r}, not {environment!r}")

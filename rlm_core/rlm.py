@@ -4,6 +4,7 @@ import asyncio
 import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,6 +13,7 @@ from rlm_core.arguments import check_arguments, check_type
 from rlm_core.backends import backends_of
 from rlm_core.broker.broker import Broker, BrokerConfig, Models
 from rlm_core.broker.budget import Limits
+from rlm_core.broker.cache import DiskCache
 from rlm_core.callbacks import Callbacks
 from rlm_core.clients import LMClient, make_client
 from rlm_core.compaction import Compaction
@@ -54,6 +56,11 @@ class RLM:
             `status` is the name of the limit and whose response is the best answer known.
         prices: of models that have no known one, or another: {"my-model": {"input": 0.1, "output": 0.4}}, USD
             per million tokens, or the path of such a TOML file.
+        cache: path of an SQLite file of answers: what was asked before, of the same model with the same
+            arguments, is not asked nor paid for again; by default that is within one completion (or one
+            session, with `persistent`).
+        cache_scope: a name, by which other completions and processes find these answers, and what was
+            written under it before.
         persistent: keeps the sandbox and its variables between completions, until `close`: contexts are
             `context_0`, `context_1`, … (`context` is the newest), earlier conversations `history_0`, ….
         compaction: goes on from a summary when the conversation fills the root LM's window, with all of it
@@ -106,6 +113,8 @@ class RLM:
         other_backend_kwargs: Sequence[Mapping[str, Any]] | None = None,
         logger: RLMLogger | None = None,
         verbose: bool = False,
+        cache: str | Path | None = None,
+        cache_scope: str | None = None,
         persistent: bool = False,
         compaction: bool = False,
         compaction_threshold_pct: float = 0.85,
@@ -159,6 +168,8 @@ class RLM:
         self._observer = observer
         self._verbose = verbose
         self.persistent = persistent
+        self._cache, self._cache_scope = cache, cache_scope
+        self._session_id = secrets.token_hex(16)
         self._repl: PersistentRepl | None = None
         self._repl_pid = os.getpid()
         self._models: Models | None = None
@@ -215,20 +226,23 @@ class RLM:
         check_type("root_prompt", root_prompt, str, type(None))
         context = await asyncio.to_thread(read_path, prompt) if isinstance(prompt, Path) else prompt
         encoded = await asyncio.to_thread(encode, context)  # refuses before anything is started or paid for
-        broker = Broker(self._get_models(), self._broker_config)
         task = Task(context, encoded, root_prompt, secrets.token_hex(4))
-        log = await asyncio.to_thread(self._start_log, task)
-        run = Run(
-            task,
-            self._loop_config,
-            broker,
-            observer=self._get_observer(),
-            log=log,
-            callbacks=self._callbacks,
-            depth=self.depth,
-        )
-        if begun is not None:
-            begun.append(run)
+        cache = await asyncio.to_thread(self._open_cache)
+        with cache or nullcontext():
+            run = Run(
+                task,
+                self._loop_config,
+                Broker(self._get_models(), self._broker_config, cache),
+                observer=self._get_observer(),
+                log=await asyncio.to_thread(self._start_log, task),
+                callbacks=self._callbacks,
+                depth=self.depth,
+            )
+            if begun is not None:
+                begun.append(run)
+            return await self._complete_run(run)
+
+    async def _complete_run(self, run: Run) -> RLMChatCompletion:
         if self.depth >= self.max_depth:
             return await run.ask_directly()
         if self.persistent:
@@ -239,6 +253,13 @@ class RLM:
         if self._repl is None or self._repl_pid != os.getpid():
             self._repl, self._repl_pid = PersistentRepl(self._source), os.getpid()
         return self._repl
+
+    def _open_cache(self) -> DiskCache | None:
+        if self._cache is None:
+            return None
+        session = self._session_id if self.persistent else secrets.token_hex(16)
+        scope = f"session {session}" if self._cache_scope is None else f"scope {self._cache_scope}"
+        return DiskCache(self._cache, scope)
 
     def _get_models(self) -> Models:
         """The clients, made when they are first needed."""
@@ -275,7 +296,7 @@ class RLM:
         return self.logger.start_run(task.run_id, metadata, task.encoded)
 
     async def _close(self, *, check: bool = True) -> None:
-        repl, self._repl = self._repl, None
+        repl, self._repl, self._session_id = self._repl, None, secrets.token_hex(16)
         if repl is not None and self._repl_pid == os.getpid():
             await repl.aclose()
         models, self._models = self._models, None

@@ -11,8 +11,9 @@ from rlm_core.broker.account import Account
 from rlm_core.broker.broker import Broker, BrokerConfig, Models
 from rlm_core.broker.budget import Limits
 from rlm_core.clients import LMClient, LMRequest, ScriptedClient, make_client
-from tests.support.llama_server import N_CTX, llama_server, small_weights
+from tests.support.llama_server import llama_server, small_weights
 
+N_CTX = 1024
 KWARGS = {
     "model_path": small_weights(),
     "model_name": "small",
@@ -99,7 +100,6 @@ def test_a_model_for_sub_calls() -> None:
     [
         ({}, "needs backend_kwargs={'model_path'.*none was given"),
         ({"model_path": "/nowhere.gguf"}, "/nowhere.gguf is not one"),
-        ({"model_path": __file__}, "can't load .*test_llama_cpp.py"),
         ({**KWARGS, "n_ctx": 0}, "n_ctx"),
         ({**KWARGS, "threads": 0}, "threads"),
     ],
@@ -110,9 +110,16 @@ def test_what_is_wrong_is_one_line(kwargs: dict[str, object], message: str) -> N
     assert "\n" not in str(caught.value)
 
 
+async def test_a_file_that_is_no_model_fails_its_first_call() -> None:
+    client = make_client("llama_cpp", {"model_path": __file__})
+    with pytest.raises(ConfigError, match=r"can.t load .*test_llama_cpp.py"):
+        await client.complete(ROOT)
+    await client.aclose()
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    with llama_server() as url:
+    with llama_server(small_weights(), N_CTX) as url:
         yield url
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from rlm_core.broker.account import Account
 from rlm_core.broker.budget import Budget, Limits
+from rlm_core.broker.cache import DiskCache
 from rlm_core.broker.call import Answer, Call, Failure
 from rlm_core.broker.models import Models
 from rlm_core.broker.retry import RetryPolicy, with_retries
@@ -35,10 +36,13 @@ class BrokerConfig:
 
 
 class Broker:
-    def __init__(self, models: Models, config: BrokerConfig | None = None) -> None:
+    def __init__(
+        self, models: Models, config: BrokerConfig | None = None, cache: DiskCache | None = None
+    ) -> None:
         """Raises ConfigError when a model has no price and there is a limit in USD."""
         self.models = models
         self._config = config or BrokerConfig()
+        self._cache = cache
         self.budget = Budget(self._config.limits)
         self.children = 0
         """Runs of the tree that are at work below its root."""
@@ -55,7 +59,7 @@ class Broker:
         deadline: float | None = None,
         call: Call | None = None,
     ) -> LMResponse:
-        """Ask an LM within the budget, again where that is worth it.
+        """Ask an LM within the budget, again where that is worth it; what the cache has costs nothing.
 
         Args:
             deadline: on the loop's clock.
@@ -65,6 +69,8 @@ class Broker:
             ProviderError: it did not answer.
             BudgetRefused: what is left of a limit is not enough.
         """
+        if self._cache is not None and (cached := await self._cache.get(client, request)) is not None:
+            return cached
         keyed = replace(request, idempotency_key=secrets.token_hex(16))
         price = self._price(client)
 
@@ -135,6 +141,8 @@ class Broker:
             response = _priced(await client.complete(bounded), price)
             if call is not None and response.text:
                 self._config.journal.end(call, answer_of(response))
+            if self._cache is not None and response.text and not reservation.narrowed:
+                await self._cache.put(client, request, response)
             return response
         except ProviderError as error:
             may_be_billed = error.may_be_billed

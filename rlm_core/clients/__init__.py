@@ -1,5 +1,7 @@
 """LM clients by backend name. Each SDK is imported when its backend is first asked for."""
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
@@ -28,6 +30,9 @@ BACKENDS = {
 EXTRAS = {"llama_cpp": "local"}
 """Where the extra has another name than the backend."""
 
+WITHOUT_EFFECT = frozenset({"api_key", "timeout", "max_retries"})
+"""Arguments on which no answer depends."""
+
 
 def known_backends() -> list[str]:
     return sorted(BACKENDS)
@@ -48,6 +53,15 @@ def make_client(backend: str, kwargs: Mapping[str, Any]) -> LMClient:
     except ImportError:
         raise MissingExtra(f"backend {backend!r}", EXTRAS.get(backend, backend)) from None
     try:
-        return kind(**kwargs)
+        client = kind(**kwargs)
     except TypeError as error:
         raise ConfigError(f"backend_kwargs for {backend!r}: {error}") from None
+    client.identity = _identity(backend, kwargs)
+    return client
+
+
+def _identity(backend: str, kwargs: Mapping[str, Any]) -> str:
+    """A hash: arguments may be secret."""
+    decisive = {name: value for name, value in kwargs.items() if name not in WITHOUT_EFFECT}
+    text = json.dumps([backend, decisive], sort_keys=True, default=repr)
+    return hashlib.sha256(text.encode()).hexdigest()

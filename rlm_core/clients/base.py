@@ -46,6 +46,8 @@ class LMClient(ABC):
     """Tokens that a prompt may have."""
     output_tokens: int | None = None
     """Tokens that an answer may have, where the caller set that."""
+    identity: str = ""
+    """What its answers depend on beside the request; empty: on its class and the model's name."""
     price: Price | None = None
     """Where the client knows it; else it is looked up by the model's name."""
     max_retries: int | None = None

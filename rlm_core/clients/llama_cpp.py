@@ -26,7 +26,7 @@ QUIET = -1
 
 
 class LlamaCppClient(LMClient):
-    """The model is loaded when the client is made, which takes seconds."""
+    """The model is loaded by the first call, which takes seconds."""
 
     price = Price(input=0, output=0)
 
@@ -52,7 +52,7 @@ class LlamaCppClient(LMClient):
             sampling_args: as of llama.cpp's server: temperature, max_tokens, stop, seed, …
 
         Raises:
-            ConfigError: a wrong argument, or a file that can't be loaded.
+            ConfigError: a wrong argument, or no such file. A call raises it for a file that can't be loaded.
         """
         path = Path(model_path or model_name or "")
         if not path.is_file():
@@ -68,9 +68,9 @@ class LlamaCppClient(LMClient):
         self._sampling = {_own_name(key): value for key, value in (sampling_args or {}).items()}
         self.output_tokens = self._sampling.get("max_tokens")
         self._peer = Peer("llama.cpp", self.model_name, n_ctx)
+        self._params = params = xllamacpp.CommonParams()
         # What it listens on whether one wants it or not: a socket that only this user can open, not a port.
         self._folder = tempfile.TemporaryDirectory(prefix="rlm-llama-")
-        params = xllamacpp.CommonParams()
         params.model.path = str(path)
         params.hostnames = [str(Path(self._folder.name, "llama.sock"))]
         params.n_ctx, params.n_parallel, params.n_batch = n_ctx * n_parallel, n_parallel, BATCH_TOKENS
@@ -79,11 +79,8 @@ class LlamaCppClient(LMClient):
             params.cpuparams.n_threads = params.cpuparams_batch.n_threads = n_threads
         if n_gpu_layers is not None:
             params.n_gpu_layers = n_gpu_layers
-        try:
-            self._server: Any = xllamacpp.Server(params)
-        except RuntimeError as error:
-            self._folder.cleanup()
-            raise ConfigError(f"llama.cpp can't load {path}: {one_line(str(error), DETAIL_CHARS)}") from None
+        self._server: Any = None
+        self._loading = threading.Lock()
         self._threads = ThreadPoolExecutor(n_parallel, "rlm-llama")
 
     async def complete(self, request: LMRequest) -> LMResponse:
@@ -94,7 +91,7 @@ class LlamaCppClient(LMClient):
         loop = asyncio.get_running_loop()
         try:
             await loop.run_in_executor(self._threads, self._chat, body, answer)
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError) as error:  # ours are neither
             detail = one_line(str(error), DETAIL_CHARS)
             raise ProviderRejected(f"{self._peer} rejected the request: {detail}") from None
         finally:
@@ -102,11 +99,22 @@ class LlamaCppClient(LMClient):
         return answer.response(self._peer)
 
     def _chat(self, body: dict[str, Any], answer: "_Answer") -> None:
+        server = self._loaded()
         if not answer.unwanted.is_set():
-            self._server.handle_chat_completions(
+            server.handle_chat_completions(
                 {**body, "stream": True, "return_progress": True, "stream_options": {"include_usage": True}},
                 answer.take,
             )
+
+    def _loaded(self) -> Any:
+        with self._loading:
+            if self._server is None:
+                try:
+                    self._server = xllamacpp.Server(self._params)
+                except RuntimeError as error:
+                    detail = one_line(str(error), DETAIL_CHARS)
+                    raise ConfigError(f"llama.cpp can't load {self._params.model.path}: {detail}") from None
+            return self._server
 
     async def aclose(self) -> None:
         await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)

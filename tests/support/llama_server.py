@@ -1,5 +1,5 @@
-"""llama.cpp's own HTTP server with a small real model, in a process of its own: run as `python llama_server.py
-WEIGHTS N_CTX`, it prints its address and serves until its standard input ends."""
+"""llama.cpp's own HTTP server, in a process of its own: run as `python llama_server.py WEIGHTS N_CTX N_PREDICT
+N_THREADS`, it prints its address and serves until its standard input ends."""
 
 import importlib
 import subprocess
@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-
-N_CTX = 1024
 
 
 def small_weights() -> Path:
@@ -22,9 +20,15 @@ def small_weights() -> Path:
 
 
 @contextmanager
-def llama_server() -> Iterator[str]:
-    """Its base URL."""
-    command = [sys.executable, __file__, str(small_weights()), str(N_CTX)]
+def llama_server(weights: Path, n_ctx: int, n_predict: int = -1, n_threads: int = 1) -> Iterator[str]:
+    """Its base URL. It serves one request at a time, and answers greedily where it is not told otherwise.
+
+    Args:
+        n_ctx: tokens of a prompt and its answer.
+        n_predict: tokens of an answer; -1 for as many as fit.
+        n_threads: more than one collapse beside other work.
+    """
+    command = [sys.executable, __file__, str(weights), *map(str, (n_ctx, n_predict, n_threads))]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdin is not None and server.stdout is not None
         try:
@@ -36,15 +40,16 @@ def llama_server() -> Iterator[str]:
             server.wait(20)
 
 
-def serve(weights: str, n_ctx: int) -> None:
+def serve(weights: str, n_ctx: int, n_predict: int, n_threads: int) -> None:
     xllamacpp: Any = importlib.import_module("xllamacpp")
     params = xllamacpp.CommonParams()
     params.model.path, params.n_ctx, params.n_parallel, params.verbosity = weights, n_ctx, 1, -1
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = n_threads
+    params.n_predict, params.sampling.temp = n_predict, 0.0
     server = xllamacpp.Server(params)
     print(server.listening_address, flush=True)
     sys.stdin.read()
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1], int(sys.argv[2]))
+    serve(sys.argv[1], *map(int, sys.argv[2:]))

@@ -1,0 +1,181 @@
+"""Small tasks with computed truth: six that the prompt was worked on with, and six that it was not."""
+
+import random
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rlm_core.demo.task import load_text
+
+NAMES = ("Ada", "Bruno", "Chen", "Dalia", "Emeka", "Fatima", "Goran", "Hana")
+CITIES = ("Lima", "Oslo", "Cairo", "Perth", "Quito", "Dakar", "Hanoi", "Turin")
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    name: str
+    question: str
+    context: str
+    truth: str
+
+    def is_solved_by(self, response: str) -> bool:
+        """Whether the truth is in the answer, and nothing else of its kind is."""
+        if self.truth.replace(".", "").isdigit():
+            found = {number.rstrip(".") for number in re.findall(r"\d[\d.]*", response.replace(",", ""))}
+            return {_plain(number) for number in found} == {_plain(self.truth)}
+        kin = next((names for names in (NAMES, CITIES) if self.truth in names), (self.truth,))
+        return [name for name in kin if re.search(rf"\b{name}\b", response, re.I)] == [self.truth]
+
+
+def _plain(number: str) -> str:
+    return number.rstrip("0").rstrip(".") if "." in number else number
+
+
+def tuning() -> list[Task]:
+    rng = random.Random(1)
+    return [_errors(rng), _apples(rng), _code(rng), _warmest(rng), _reviews(rng), _visitors(rng)]
+
+
+def held_out() -> list[Task]:
+    rng = random.Random(2)
+    return [_rain(rng), _average(rng), _keeper(rng), _status(rng), _complaints(rng), _chapter(rng)]
+
+
+def _errors(rng: random.Random) -> Task:
+    levels = rng.choices(["INFO", "DEBUG", "WARNING", "ERROR"], [6, 3, 2, 1], k=2_000)
+    lines = [
+        f"2024-03-{n % 28 + 1:02} {level} worker {n % 7} finished step {n}" for n, level in enumerate(levels)
+    ]
+    question = "How many lines of this log have the level ERROR? Answer with the number."
+    return Task("errors in a log", question, "\n".join(lines), str(levels.count("ERROR")))
+
+
+def _apples(rng: random.Random) -> Task:
+    orders = [(rng.choice(["apple", "pear", "plum"]), rng.randint(1, 9)) for _ in range(900)]
+    lines = [f"order {n}: {count} x {fruit}" for n, (fruit, count) in enumerate(orders)]
+    question = "How many apples were ordered in all orders together? Answer with the number."
+    truth = sum(count for fruit, count in orders if fruit == "apple")
+    return Task("apples in orders", question, "\n".join(lines), str(truth))
+
+
+def _code(rng: random.Random) -> Task:
+    question = "What is the code of the vault? Answer with the number."
+    return Task("a code in a long text", question, _hidden(rng, "The code of the vault is 48213."), "48213")
+
+
+def _warmest(rng: random.Random) -> Task:
+    days = [(rng.choice(CITIES), rng.randint(-10, 34)) for _ in range(700)]
+    days.insert(400, ("Dakar", 39))
+    lines = [f"day {n}; {city}; {degrees} degrees" for n, (city, degrees) in enumerate(days)]
+    return Task(
+        "the warmest city",
+        "Which city had the highest temperature? Answer with its name.",
+        "\n".join(lines),
+        "Dakar",
+    )
+
+
+GOOD = (
+    "I loved every minute of it, what a wonderful film.",
+    "A masterpiece. The best acting I have seen in years.",
+    "Charming, funny and warm; we laughed and left happy.",
+)
+BAD = (
+    "A dull waste of two hours, I nearly fell asleep.",
+    "Terrible script, terrible acting, avoid it.",
+    "I hated it and asked for my money back.",
+)
+
+
+def _reviews(rng: random.Random) -> Task:
+    reviews = [rng.choice(GOOD if good else BAD) for good in rng.choices([True, False], k=14)]
+    text = "\n\n".join(f"Review {n}: {review}" for n, review in enumerate(reviews, 1))
+    question = (
+        "How many of these reviews are positive? Let llm_query read each review. Answer with the number."
+    )
+    return Task("positive reviews", question, text, str(sum(review in GOOD for review in reviews)))
+
+
+def _visitors(rng: random.Random) -> Task:
+    visitors = [f"{rng.choice(NAMES)}-{rng.randint(1, 40)}" for _ in range(800)]
+    lines = [f"visit {n} by user {visitor}" for n, visitor in enumerate(visitors)]
+    question = "How many different users visited? Answer with the number."
+    return Task("different visitors", question, "\n".join(lines), str(len(set(visitors))))
+
+
+def _rain(rng: random.Random) -> Task:
+    days = [(rng.choice(["sun", "rain", "snow", "fog"]), rng.randint(1, 30)) for _ in range(1_500)]
+    lines = [f"{n:04} | weather={kind} | wind={wind} km/h" for n, (kind, wind) in enumerate(days)]
+    truth = sum(kind == "rain" and wind > 20 for kind, wind in days)
+    question = "On how many days was there rain and a wind of more than 20 km/h? Answer with the number."
+    return Task("rain and wind", question, "\n".join(lines), str(truth))
+
+
+def _average(rng: random.Random) -> Task:
+    scores = [(rng.choice(NAMES), rng.randint(10, 99)) for _ in range(600)]
+    lines = [f"exam {n}, student {name}, {score} points" for n, (name, score) in enumerate(scores)]
+    own = [score for name, score in scores if name == "Hana"]
+    question = "How many points did Hana get on average? Answer with the number, rounded to one decimal."
+    return Task("an average", question, "\n".join(lines), f"{sum(own) / len(own):.1f}")
+
+
+def _keeper(rng: random.Random) -> Task:
+    text = _hidden(rng, "The keeper of the lighthouse was called Goran, and he lived there for 31 years.")
+    return Task(
+        "a name in a long text",
+        "What was the keeper of the lighthouse called? Answer with the name.",
+        text,
+        "Goran",
+    )
+
+
+def _status(rng: random.Random) -> Task:
+    codes = rng.choices(["200", "404", "500", "301", "503"], [9, 5, 3, 4, 2], k=1_200)
+    lines = [f'10.0.{n % 250}.7 "GET /page/{n}" -> {code}' for n, code in enumerate(codes)]
+    question = "Which status code is the second most frequent in this log? Answer with the code."
+    truth = sorted(set(codes), key=codes.count)[-2]
+    return Task("the second status", question, "\n".join(lines), truth)
+
+
+ANGRY = (
+    "My parcel arrived broken and nobody answers my calls.",
+    "You charged me twice, I want my money back now.",
+    "Three weeks late again. This is not acceptable.",
+)
+CALM = (
+    "Thank you, the chair looks great in our kitchen.",
+    "Could you tell me your opening hours on Sunday?",
+    "I would like to order two more of the same lamps.",
+)
+
+
+def _complaints(rng: random.Random) -> Task:
+    letters = [rng.choice(ANGRY if angry else CALM) for angry in rng.choices([True, False], k=12)]
+    text = "\n---\n".join(letters)
+    question = (
+        "How many of these messages are complaints? Let llm_query read each message. Answer with the number."
+    )
+    return Task("complaints", question, text, str(sum(letter in ANGRY for letter in letters)))
+
+
+def _chapter(rng: random.Random) -> Task:
+    verses = load_text().splitlines()[:900]
+    chapters = ["\n".join(verses[start : start + 30]) for start in range(0, 900, 30)]
+    chosen = rng.randint(12, 25)
+    chapters[chosen - 1] += "\nAnd they found a bicycle in the field."
+    text = "\n\n".join(f"CHAPTER {n}\n{chapter}" for n, chapter in enumerate(chapters, 1))
+    return Task(
+        "which chapter",
+        "In which chapter does the word bicycle occur? Answer with its number.",
+        text,
+        str(chosen),
+    )
+
+
+def _hidden(rng: random.Random, sentence: str) -> str:
+    lines = load_text()[200_000:260_000].splitlines()
+    lines.insert(rng.randint(len(lines) // 4, 3 * len(lines) // 4), sentence)
+    return "\n".join(lines)
+
+
+SETS: dict[str, Callable[[], list[Task]]] = {"tuning": tuning, "held-out": held_out}
