@@ -5,6 +5,7 @@ from typing import Any
 
 from rlm_core.clients.base import Message
 from rlm_core.context import describe
+from rlm_core.text import one_line
 
 SUB_WINDOW_SHARE = 0.6
 """Of a sub-LM's window that a chunk should fill; the rest is for the question and the answer."""
@@ -12,6 +13,8 @@ CHARS_PER_TOKEN = 4
 """English text; measured 4.15 on the King James Bible with cl100k."""
 MAX_CHUNK_CHARS = 100_000
 """Beyond this, LMs miss details even where the window is larger."""
+REPEATED_CHARS = 300
+"""Of a question, in each turn."""
 
 SYSTEM = """\
 You answer questions about texts that are too long to read at once. The text is the variable `context` in \
@@ -44,44 +47,46 @@ before the block.
 
 How to work:
 
-1. Look at `context` first: its type, its length, how it is divided.
-2. What code can decide exactly (counting, searching, sorting), decide with code.
-3. What needs reading, give to sub-LMs: split the text at natural borders, ask about all pieces in one \
-`llm_query_batched`, and combine the replies with code.
-4. Check a sample of the result before you finish. Then give the answer.
+1. Look first: at how `context` is divided, and at what stands around the words of the question. Print a \
+few places before you write a pattern for them.
+2. What code can decide exactly (counting, adding up, searching, sorting), decide with code.
+3. What needs understanding (is this a joke? who is meant?) ask sub-LMs, never by searching for words: \
+split the text at natural borders, ask about all pieces in one `llm_query_batched`, and combine the replies \
+with code.
+4. Check a sample of the result. Then finish with exactly what was asked for: the number, not the list.
 
-Example: how often does each speaker lose their temper?
-
-```repl
-scenes = context.split("\\nSCENE ")
-print(len(scenes), [len(s) for s in scenes[:5]])
-print(scenes[1][:500])
-```
-
-and, having seen that scenes are short enough for one prompt each:
-
-```repl
-from collections import Counter
-task = "List each speaker who loses their temper in this scene, one name per line, or NONE.\\n\\n"
-replies = llm_query_batched([task + scene for scene in scenes])
-names = [line.strip() for r in replies if r.ok for line in r.splitlines()]
-tempers = Counter(name for name in names if name not in ("", "NONE"))
-print(sum(not r.ok for r in replies), "failed;", tempers.most_common(10))
-```
-
-and, having seen that the counts make sense:
-
-```repl
-FINAL("\\n".join(f"{{name}}: {{count}}" for name, count in tempers.most_common()))
-```
-
-Example: in which year was the treaty signed? A search narrows the text down, a sub-LM reads what is left:
+Example: how many litres of milk were sold? Lines look like `sale 17: 3 l milk to Ida`, so code decides it:
 
 ```repl
 import re
-places = [m.start() for m in re.finditer(r"treaty", context, re.I)]
-excerpts = "\\n---\\n".join(context[max(0, p - 300):p + 300] for p in places[:40])
-print(len(places))
+sales = re.findall(r"sale \\d+: (\\d+) l (\\w+) to (\\w+)", context)
+print(len(sales), sales[:3])
+litres = sum(int(amount) for amount, what, who in sales if what == "milk")
+print(litres)
+```
+
+and, having seen that every line was read:
+
+```repl
+FINAL(litres)
+```
+
+Example: in how many scenes does somebody lose their temper? Scenes are short enough for one prompt each:
+
+```repl
+scenes = [scene.strip() for scene in re.split(r"SCENE \\d+", context) if scene.strip()]
+task = "Does somebody lose their temper in this scene? Answer YES or NO only.\\n\\n"
+replies = llm_query_batched([task + scene for scene in scenes])
+yes = [reply.ok and reply.strip().upper().startswith("YES") for reply in replies]
+print(len(scenes), "scenes;", sum(not reply.ok for reply in replies), "failed;", replies[:5], sum(yes))
+```
+
+Example: in which year was the treaty signed? A search narrows the text down, and a sub-LM reads what is left:
+
+```repl
+places = [match.start() for match in re.finditer(r"treaty", context, re.I)]
+excerpts = "\\n---\\n".join(context[max(0, place - 300):place + 300] for place in places[:40])
+print(len(places), excerpts[:600])
 print(llm_query(f"In which year was the treaty signed? Quote the sentence that says so.\\n\\n{{excerpts}}"))
 ```
 
@@ -132,7 +137,7 @@ def first_messages(
         system = f"{system}\n\n{CHILD}"
     messages: list[Message] = [
         {"role": "system", "content": system},
-        {"role": "user", "content": f"{_task(question)}\n\n{describe(context)}{_before(*earlier)}"},
+        {"role": "user", "content": f"{describe(context)}{_before(*earlier)}\n\n{_task(question)}"},
     ]
     if config.user_prologue:
         messages.append({"role": "user", "content": config.user_prologue})
@@ -149,16 +154,23 @@ def _before(contexts: int, histories: int) -> str:
     )
 
 
-def turn_prompt(turn: int, turns: int) -> str:
-    """Closes every message of ours; turn counts from 1."""
-    if turn == 1:
-        return f"Turn 1 of {turns}. Look at `context` before you answer."
+def turn_prompt(turn: int, turns: int, question: str | None) -> str:
+    """Closes every message of ours; turn counts from 1. It ends with what to do: a small LM repeats what is
+    only a statement."""
+    left = f"You have {turns - turn + 1} turns" + (" left" if turn > 1 else "")
     if turn == turns:
-        return f"Turn {turn} of {turns}, your last: give the best answer you have."
-    return f"Turn {turn} of {turns}."
+        return (
+            f"This is your last turn. Write a `repl` block with FINAL(…): the best answer to {_it(question)}"
+        )
+    if turn == 1:
+        return f"{left}. Write your first `repl` block."
+    return (
+        f"{left}. When you know the answer to {_it(question)} write a `repl` block with FINAL(…); else write "
+        "your next one."
+    )
 
 
-def last_request(partial_answer: str) -> str:
+def last_request(partial_answer: str, question: str | None) -> str:
     """Asks for an answer when the turns are used up."""
     known = (
         f'\n\nThis is what `answer["content"]` holds now:\n\n{partial_answer}'
@@ -166,8 +178,8 @@ def last_request(partial_answer: str) -> str:
         else ""
     )
     return (
-        "There are no turns left and no code will run any more. From what you have seen, write your best "
-        f"answer to the question now, as plain text and nothing else.{known}"
+        f"There are no turns left and no code will run any more.{known}\n\nFrom what you have seen, write "
+        f"your best answer, as plain text and nothing else, to {_it(question)}"
     )
 
 
@@ -187,3 +199,8 @@ def _task(question: str | None) -> str:
     if question:
         return f"Question: {question}"
     return "The request is in `context` itself: find out what is asked there and do it."
+
+
+def _it(question: str | None) -> str:
+    """The question again: much may have been said since."""
+    return f"the question: {one_line(question, REPEATED_CHARS)}" if question else "what `context` asks for."

@@ -264,7 +264,7 @@ class Run:
             self._observer.turn_started(self._turn, turns)
             await self.callbacks.call("on_iteration_start", self.depth, self._turn)
             started = time.monotonic()
-            self._talk.say(turn_prompt(self._turn, turns))
+            self._talk.say(turn_prompt(self._turn, turns, self._task.question))
             response = await self._ask()
             parsed = parse_reply(response.text)
             outcome, blocks = await self._act(session, response, parsed)
@@ -396,7 +396,7 @@ class Run:
 
     async def _last_words(self) -> str:
         """The turns are used up: ask once more, for a text."""
-        self._talk.say(last_request(self._partial_answer))
+        self._talk.say(last_request(self._partial_answer, self._task.question))
         started = time.monotonic()
         response = await self._ask_lm(LMRequest(tuple(self._talk.messages)))
         parsed = parse_reply(response.text)

@@ -3,16 +3,20 @@
 import asyncio
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
 
-from rlm_core import ProviderError, ProviderOverloaded, ScriptedClient
+from rlm_core import ConfigError, ProviderError, ProviderOverloaded, ScriptedClient
+from rlm_core.broker import pace as pace_module
 from rlm_core.broker.account import Account
 from rlm_core.broker.broker import Broker, BrokerConfig, Models
-from rlm_core.broker.retry import Pace, RetryPolicy, with_retries
-from rlm_core.clients import LMRequest, make_client
+from rlm_core.broker.pace import Pace, Rate
+from rlm_core.broker.retry import RetryPolicy, with_retries
+from rlm_core.clients import LMRequest, LMResponse, make_client
 from rlm_core.clients.failures import retry_after
+from rlm_core.types import TokenUsage
 from tests.support.lm_server import lm_server
 
 FAST = RetryPolicy(first_delay=0.01, longest_delay=0.05)
@@ -35,7 +39,7 @@ async def test_a_request_has_the_same_key_at_every_attempt() -> None:
     assert response.text == "fine" and len(again) == 3 and len(set(again)) == 1 and len(again[0]) == 32
 
 
-async def test_retry_after_is_waited_for_by_all_calls_of_the_client() -> None:
+async def test_retry_after_is_waited_for_by_all_calls_of_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[float] = []
 
     def answer(request: LMRequest) -> Any:
@@ -44,11 +48,62 @@ async def test_retry_after_is_waited_for_by_all_calls_of_the_client() -> None:
 
     client = ScriptedClient(answer)
     broker = Broker(Models([client]), BrokerConfig(retry=FAST))
+    pace, held = broker.models.pace(client), asyncio.Event()
+    hold = pace.hold
+
+    def noticed(seconds: float) -> None:
+        hold(seconds)
+        held.set()
+
+    monkeypatch.setattr(pace, "hold", noticed)
     first = asyncio.ensure_future(broker.ask(client, LMRequest.of_prompt("1"), Account()))
-    await asyncio.wait_for(broker.models.pace(client).held.wait(), 20)
+    await asyncio.wait_for(held.wait(), 20)
     second = await broker.ask(client, LMRequest.of_prompt("2"), Account())
     assert (await first).text == second.text == "fine"
     assert min(asked[1:]) - asked[0] >= 0.3
+
+
+@pytest.mark.parametrize("rate", [Rate(3), Rate(tokens_per_minute=30), Rate(5, 30)])
+async def test_no_minute_has_more_than_the_callers_own_limits(
+    rate: Rate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pace_module, "WINDOW_SECONDS", 0.15)
+    pace = Pace(rate)
+    slots = await asyncio.gather(*[pace.take(10) for _ in range(8)])
+    times = [slot.at for slot in slots]
+    assert times == sorted(times)  # first come, first served
+    assert all(later - earlier >= 0.15 for earlier, later in zip(times, times[3:], strict=False))
+    big = await pace.take(1_000)  # more than ever fits waits for an empty minute, not for ever
+    assert big.at - times[-1] >= 0.15 or rate.tokens_per_minute is None
+
+
+async def test_a_limit_counts_what_answers_took_and_a_cancelled_one_holds_up_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pace_module, "WINDOW_SECONDS", 0.2)
+    asked: list[float] = []
+
+    def answer(request: LMRequest) -> LMResponse:
+        asked.append(time.monotonic())
+        return LMResponse("fine", "m", TokenUsage(90, 20))
+
+    client = ScriptedClient(answer)
+    client.rate = Rate(tokens_per_minute=100)
+    broker = Broker(Models([client]))
+    for _ in range(2):
+        await broker.ask(client, LMRequest.of_prompt("x"), Account())
+    waiting = asyncio.ensure_future(broker.ask(client, LMRequest.of_prompt("x"), Account()))
+    await asyncio.wait([waiting], timeout=0.01)
+    waiting.cancel()
+    await broker.ask(client, LMRequest.of_prompt("x"), Account())
+    assert len(asked) == 3 and all(b - a >= 0.19 for a, b in pairwise(asked))
+
+
+def test_limits_are_named_among_the_backends_arguments() -> None:
+    kwargs = {"model_name": "m", "api_key": "k", "requests_per_minute": 60}
+    assert make_client("openai", kwargs).rate == Rate(60)
+    with pytest.raises(ConfigError, match="tokens_per_minute must be at least 1"):
+        make_client("openai", {**kwargs, "tokens_per_minute": 0})
 
 
 async def test_what_could_only_be_answered_too_late_is_not_asked_again() -> None:

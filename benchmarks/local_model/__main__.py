@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -70,7 +71,7 @@ def main() -> None:
         print(f"skipped: {error}")
         return
     tasks = SETS[arguments.set]()
-    with llama_server(weights, N_CTX, N_PREDICT) as url:
+    with llama_server(weights, N_CTX, N_PREDICT, os.cpu_count() or 1) as url:
         columns = [("ours", ours(url, tasks, arguments.logs))]
         if arguments.peer:
             columns.append(("rlms 0.1.3", peers(url, tasks, arguments.peer)))

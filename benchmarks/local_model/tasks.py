@@ -173,7 +173,7 @@ def _chapter(rng: random.Random) -> Task:
 
 
 def _hidden(rng: random.Random, sentence: str) -> str:
-    lines = load_text()[200_000:260_000].splitlines()
+    lines = load_text()[200_000:224_000].splitlines()
     lines.insert(rng.randint(len(lines) // 4, 3 * len(lines) // 4), sentence)
     return "\n".join(lines)
 

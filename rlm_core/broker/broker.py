@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, field, replace
 
 from rlm_core.broker.account import Account
-from rlm_core.broker.budget import Budget, Limits
+from rlm_core.broker.budget import Budget, Limits, likely_tokens
 from rlm_core.broker.cache import DiskCache
 from rlm_core.broker.call import Answer, Call, Failure
 from rlm_core.broker.models import Models
@@ -72,18 +72,20 @@ class Broker:
         if self._cache is not None and (cached := await self._cache.get(client, request)) is not None:
             return cached
         keyed = replace(request, idempotency_key=secrets.token_hex(16))
-        price = self._price(client)
+        price, pace = self._price(client), self.models.pace(client)
 
         async def attempt() -> LMResponse:
+            slot = await pace.take(likely_tokens(request.messages))
             async with self._places:
                 response = await self._ask_once(client, keyed, price, call)
+            slot.tokens = response.usage.input_tokens + response.usage.output_tokens or slot.tokens
             account.add(response.model, response.usage)
             return response
 
         policy = self._config.retry
         if client.max_retries is not None:
             policy = replace(policy, attempts=client.max_retries + 1)
-        return await with_retries(policy, self.models.pace(client), deadline, attempt)
+        return await with_retries(policy, pace, deadline, attempt)
 
     async def handle(self, call: Call, account: Account) -> Answer | Failure:
         """A call out of a cell; a failure is an answer too, and ends nothing but this call."""

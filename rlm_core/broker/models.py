@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from rlm_core.broker.retry import Pace
+from rlm_core.broker.pace import Pace
 from rlm_core.clients.base import LMClient
 from rlm_core.errors import ConfigError
 
@@ -15,7 +15,7 @@ class Models:
         self.root = clients[0]
         self.sub = clients[1] if len(clients) > 1 else clients[0]
         self._by_name = {client.model_name: client for client in reversed(clients)}
-        self._paces = {id(client): Pace() for client in clients}
+        self._paces = {id(client): Pace(client.rate) for client in clients}
 
     def for_call(self, model: str | None) -> LMClient:
         """Raises ConfigError for an unknown name, with the known ones."""

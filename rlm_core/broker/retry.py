@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import tenacity
 
+from rlm_core.broker.pace import Pace
 from rlm_core.errors import ProviderError, ProviderOverloaded, ProviderUnreachable
 
 T = TypeVar("T")
@@ -33,30 +34,11 @@ class RetryPolicy:
         return min(self.longest_delay, doubled) * random.uniform(0.5, 1.0)
 
 
-class Pace:
-    """Of one client: when it asked us to wait, all of its calls wait."""
-
-    def __init__(self) -> None:
-        self._not_before = 0.0
-        self.held = asyncio.Event()
-        """Whether it ever did."""
-
-    def hold(self, seconds: float) -> None:
-        self._not_before = max(self._not_before, asyncio.get_running_loop().time() + seconds)
-        self.held.set()
-
-    async def wait(self) -> None:
-        while True:
-            seconds = self._not_before - asyncio.get_running_loop().time()
-            if seconds <= 0:
-                return
-            await asyncio.sleep(seconds)
-
-
 async def with_retries(
     policy: RetryPolicy, pace: Pace, deadline: float | None, attempt: Callable[[], Awaitable[T]]
 ) -> T:
-    """`deadline` is of the loop's clock: what could only be answered after it is not asked again.
+    """`deadline` is of the loop's clock: what could only be answered after it is not asked again. An attempt
+    waits for its pace by itself; a pause that the provider asks for is the pace's.
 
     Raises:
         ProviderError: that of the last attempt.
@@ -77,14 +59,10 @@ async def with_retries(
         late = deadline is not None and loop.time() + state.upcoming_sleep >= deadline
         return late or asked > policy.longest_retry_after or state.attempt_number >= policy.attempts
 
-    async def paced() -> T:
-        await pace.wait()
-        return await attempt()
-
     retrying = tenacity.AsyncRetrying(
         retry=tenacity.retry_if_exception(_is_worth_it), wait=wait, stop=stop, reraise=True
     )
-    return await retrying(paced)
+    return await retrying(attempt)
 
 
 def _is_worth_it(error: BaseException) -> bool:

@@ -3,9 +3,12 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from importlib import import_module
 from typing import Any
 
+from rlm_core.arguments import check_number
+from rlm_core.broker.pace import Rate
 from rlm_core.clients.base import LMClient, LMRequest, LMResponse
 from rlm_core.clients.scripted import ScriptedClient
 from rlm_core.errors import ConfigError, MissingExtra
@@ -52,12 +55,21 @@ def make_client(backend: str, kwargs: Mapping[str, Any]) -> LMClient:
         kind: Callable[..., LMClient] = getattr(import_module(f"{__name__}.{module}"), name)
     except ImportError:
         raise MissingExtra(f"backend {backend!r}", EXTRAS.get(backend, backend)) from None
+    rate, arguments = _rate(kwargs)
     try:
-        client = kind(**kwargs)
+        client = kind(**arguments)
     except TypeError as error:
         raise ConfigError(f"backend_kwargs for {backend!r}: {error}") from None
-    client.identity = _identity(backend, kwargs)
+    client.rate, client.identity = rate, _identity(backend, arguments)
     return client
+
+
+def _rate(kwargs: Mapping[str, Any]) -> tuple[Rate, dict[str, Any]]:
+    """The caller's limits, and the other arguments."""
+    given = {field.name: kwargs.get(field.name) for field in fields(Rate)}
+    for name, value in given.items():
+        check_number(name, value, 1)
+    return Rate(**given), {name: value for name, value in kwargs.items() if name not in given}
 
 
 def _identity(backend: str, kwargs: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from rlm_core.broker.pace import Rate
 from rlm_core.prices import Price
 from rlm_core.types import TokenUsage
 
@@ -46,6 +47,8 @@ class LMClient(ABC):
     """Tokens that a prompt may have."""
     output_tokens: int | None = None
     """Tokens that an answer may have, where the caller set that."""
+    rate: Rate = Rate()
+    """The caller's own limits."""
     identity: str = ""
     """What its answers depend on beside the request; empty: on its class and the model's name."""
     price: Price | None = None

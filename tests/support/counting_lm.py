@@ -5,14 +5,15 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, TypeVar
 
 from aiohttp import web
 
 from tests.support.lm_server import completion
 
 Answer = Callable[[dict[str, Any]], str | None]
+Server = TypeVar("Server", bound="CountingLM")
 
 
 class CountingLM:
@@ -32,6 +33,11 @@ class CountingLM:
         with self.changed:
             while not fulfilled(self):
                 assert self.changed.wait(until - time.monotonic()), (self.open, self.begun)
+
+    def wake(self) -> None:
+        """Who waits looks again."""
+        with self.changed:
+            self.changed.notify_all()
 
     def _count(self, open_: int, begun: int) -> None:
         with self.changed:
@@ -69,9 +75,12 @@ class CountingLM:
         self._loop.call_soon_threadsafe(self._stop.set)
 
 
+def counting_lm(answer: Answer) -> AbstractContextManager[CountingLM]:
+    return serving(CountingLM(answer))
+
+
 @contextmanager
-def counting_lm(answer: Answer) -> Iterator[CountingLM]:
-    server = CountingLM(answer)
+def serving(server: Server) -> Iterator[Server]:
     ready = threading.Event()
     thread = threading.Thread(target=server.run, args=(ready,))
     thread.start()

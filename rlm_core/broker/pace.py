@@ -1,0 +1,71 @@
+"""How fast one client is asked: by its provider's word (Retry-After), and by the caller's own limits."""
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass
+
+WINDOW_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """None: no limit."""
+
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+    """Input and output."""
+
+
+@dataclass(slots=True)
+class Slot:
+    """One request's part of the last minute."""
+
+    at: float
+    """On the loop's clock."""
+    tokens: float
+    """What it was taken to need; set it to what it did need when that is known."""
+
+
+class Pace:
+    """Of one client, for all runs that ask it. In one event loop only."""
+
+    def __init__(self, rate: Rate | None = None) -> None:
+        self._rate = rate or Rate()
+        self._not_before = 0.0
+        self._recent: deque[Slot] = deque()
+        self._turn = asyncio.Lock()
+
+    def hold(self, seconds: float) -> None:
+        """Nothing is asked for so long."""
+        self._not_before = max(self._not_before, asyncio.get_running_loop().time() + seconds)
+
+    async def take(self, tokens: float) -> Slot:
+        """Wait until one more request may be sent; first come, first served.
+
+        Args:
+            tokens: that it will need, as far as one can tell.
+        """
+        clock = asyncio.get_running_loop().time
+        async with self._turn:
+            while (seconds := self._wait(tokens, clock())) > 0:  # noqa: ASYNC110 - it is the time that passes
+                await asyncio.sleep(seconds)
+            slot = Slot(clock(), tokens)
+            if self._rate != Rate():
+                self._recent.append(slot)
+            return slot
+
+    def _wait(self, tokens: float, now: float) -> float:
+        """Seconds until something changes; 0 when it may be sent. A request that is larger than the limit
+        waits for an empty minute."""
+        while self._recent and self._recent[0].at + WINDOW_SECONDS <= now:
+            self._recent.popleft()
+        full = bool(self._recent) and (
+            _exceeds(len(self._recent) + 1, self._rate.requests_per_minute)
+            or _exceeds(sum(slot.tokens for slot in self._recent) + tokens, self._rate.tokens_per_minute)
+        )
+        until = self._recent[0].at + WINDOW_SECONDS if full else now
+        return max(until, self._not_before) - now
+
+
+def _exceeds(number: float, limit: float | None) -> bool:
+    return limit is not None and number > limit
