@@ -135,8 +135,12 @@ class RLM:
         pool: SandboxPool | None = None,
     ) -> None:
         check_arguments(locals())
-        self.depth, self.max_depth, self.max_iterations = depth, max_depth, max_iterations
-        self.logger = logger
+        self.depth, self.max_depth, self.max_iterations, self.logger = (
+            depth,
+            max_depth,
+            max_iterations,
+            logger,
+        )
         self._backends = backends_of(
             backend, backend_kwargs, other_backends, other_backend_kwargs, sampling_args, sub_sampling_args
         )
@@ -165,15 +169,12 @@ class RLM:
         self._callbacks = Callbacks(
             on_subcall_start, on_subcall_complete, on_iteration_start, on_iteration_complete
         )
-        self._observer = observer
-        self._verbose = verbose
-        self.persistent = persistent
+        self._observer, self._verbose = observer, verbose
         self._cache, self._cache_scope = cache, cache_scope
-        self._session_id = secrets.token_hex(16)
+        self.persistent, self._session_id = persistent, secrets.token_hex(16)
         self._repl: PersistentRepl | None = None
-        self._repl_pid = os.getpid()
         self._models: Models | None = None
-        self._models_pid = os.getpid()
+        self._repl_pid = self._models_pid = os.getpid()
         self._owned: list[LMClient] = []
 
     def completion(self, prompt: Any, root_prompt: str | None = None) -> RLMChatCompletion:

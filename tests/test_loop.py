@@ -26,7 +26,7 @@ def test_a_run_from_question_to_answer() -> None:
     completion, seen = run([repl("n = len(context)\nprint(n)"), repl("FINAL(n + 1)")], "x" * 1000)
     assert (completion.response, completion.status, completion.iterations) == ("1001", "answered", 2)
     assert completion.root_model == "scripted" and completion.execution_time > 0
-    assert seen[1].startswith("Output:\n1000\n[variables: n]\n\nTurn 2 of 30.")
+    assert seen[1].startswith("Output:\n1000\n[variables: n]\n\nYou have 29 turns left. When you know")
     usage = completion.usage_summary.to_dict()["model_usage_summaries"]["scripted"]
     assert usage["total_calls"] == 2 and usage["total_input_tokens"] > 100
 
