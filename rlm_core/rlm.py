@@ -135,12 +135,7 @@ class RLM:
         pool: SandboxPool | None = None,
     ) -> None:
         check_arguments(locals())
-        self.depth, self.max_depth, self.max_iterations, self.logger = (
-            depth,
-            max_depth,
-            max_iterations,
-            logger,
-        )
+        self.depth, self.max_depth, self.max_iterations = depth, max_depth, max_iterations
         self._backends = backends_of(
             backend, backend_kwargs, other_backends, other_backend_kwargs, sampling_args, sub_sampling_args
         )
@@ -161,15 +156,12 @@ class RLM:
             sub_tools=tools if custom_sub_tools is None else Tools.of(custom_sub_tools),
             prompt=PromptConfig(custom_system_prompt, orchestrator, user_prologue),
         )
-        self._broker_config = BrokerConfig(
-            max_concurrent_calls=max_concurrent_calls,
-            limits=Limits(max_budget, max_tokens, max_calls),
-            prices=PriceTable(prices),
-        )
+        limits = Limits(max_budget, max_tokens, max_calls)
+        self._broker_config = BrokerConfig(max_concurrent_calls, limits=limits, prices=PriceTable(prices))
         self._callbacks = Callbacks(
             on_subcall_start, on_subcall_complete, on_iteration_start, on_iteration_complete
         )
-        self._observer, self._verbose = observer, verbose
+        self.logger, self._observer, self._verbose = logger, observer, verbose
         self._cache, self._cache_scope = cache, cache_scope
         self.persistent, self._session_id = persistent, secrets.token_hex(16)
         self._repl: PersistentRepl | None = None
