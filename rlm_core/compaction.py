@@ -22,7 +22,7 @@ class Compaction:
 
     def is_due(self, response: LMResponse, messages: tuple[Message, ...], window: int) -> bool:
         """After this response to these messages; by what the provider counted, where it says that."""
-        tokens = response.usage.input_tokens + response.usage.output_tokens
+        tokens = response.recorded_tokens or response.usage.input_tokens + response.usage.output_tokens
         if not tokens:
             tokens = sum(len(each["content"]) for each in messages) // CHARS_PER_TOKEN
         return tokens >= self.share * window

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 from rlm_core.errors import TimeoutExceededError
 
@@ -47,3 +47,17 @@ class Deadline:
             if not limit.expired():
                 raise  # somebody else's
             raise TimeoutExceededError(self.elapsed, self._seconds or 0.0) from None
+
+
+@contextlib.contextmanager
+def without(limit: asyncio.Timeout | None) -> Iterator[None]:
+    """The time of this limit does not run inside."""
+    at = None if limit is None else limit.when()
+    if limit is None or at is None:
+        yield
+        return
+    clock = asyncio.get_running_loop().time
+    left = at - clock()
+    limit.reschedule(None)
+    yield  # where this is cancelled, the limit is over anyway
+    limit.reschedule(clock() + left)

@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 from rlm_core.errors import ConfigError
 
 T = TypeVar("T")
+FINISH_SECONDS = 2.0
 
 
 class Portal:
@@ -46,6 +47,12 @@ class Portal:
                 started.cancel()
                 concurrent.futures.wait([started.outcome])
             raise
+
+    def finish(self, work: Coroutine[Any, Any, None]) -> None:
+        """For finalizers, in whatever thread they come: waits a little, but never in the loop itself."""
+        started = self._start(work)
+        if threading.get_ident() != self._thread.ident:
+            concurrent.futures.wait([started.outcome], FINISH_SECONDS)
 
     async def await_(self, work: Coroutine[Any, Any, T]) -> T:
         """The same for a caller in an event loop of its own."""
@@ -91,7 +98,7 @@ class _Started(Generic[T]):
             self.outcome.set_result(task.result())
 
 
-_lock = threading.Lock()
+_lock = threading.RLock()  # a finalizer may come in between
 _portal: Portal | None = None
 
 

@@ -74,6 +74,7 @@ FINAL(litres)
 Example: in how many scenes does somebody lose their temper? Scenes are short enough for one prompt each:
 
 ```repl
+import re
 scenes = [scene.strip() for scene in re.split(r"SCENE \\d+", context) if scene.strip()]
 task = "Does somebody lose their temper in this scene? Answer YES or NO only.\\n\\n"
 replies = llm_query_batched([task + scene for scene in scenes])
@@ -84,6 +85,7 @@ print(len(scenes), "scenes;", sum(not reply.ok for reply in replies), "failed;",
 Example: in which year was the treaty signed? A search narrows the text down, and a sub-LM reads what is left:
 
 ```repl
+import re
 places = [match.start() for match in re.finditer(r"treaty", context, re.I)]
 excerpts = "\\n---\\n".join(context[max(0, place - 300):place + 300] for place in places[:40])
 print(len(places), excerpts[:600])

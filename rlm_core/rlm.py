@@ -3,8 +3,9 @@
 import asyncio
 import os
 import secrets
+import weakref
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -168,6 +169,7 @@ class RLM:
         self._models: Models | None = None
         self._repl_pid = self._models_pid = os.getpid()
         self._owned: list[LMClient] = []
+        self._left_open: weakref.finalize[..., RLM] | None = None
 
     def completion(self, prompt: Any, root_prompt: str | None = None) -> RLMChatCompletion:
         """Answer a question about a context of any length.
@@ -221,7 +223,7 @@ class RLM:
         encoded = await asyncio.to_thread(encode, context)  # refuses before anything is started or paid for
         task = Task(context, encoded, root_prompt, secrets.token_hex(4))
         cache = await asyncio.to_thread(self._open_cache)
-        with cache or nullcontext():
+        async with cache or nullcontext():
             run = Run(
                 task,
                 self._loop_config,
@@ -233,7 +235,10 @@ class RLM:
             )
             if begun is not None:
                 begun.append(run)
-            return await self._complete_run(run)
+            result = await self._complete_run(run)
+            if cache is not None and self._cache_scope is None and not self.persistent:
+                await cache.forget()
+            return result
 
     async def _complete_run(self, run: Run) -> RLMChatCompletion:
         if self.depth >= self.max_depth:
@@ -267,6 +272,7 @@ class RLM:
                     self._owned.append(client)
                 clients.append(client)
             self._models = Models(clients)
+            self._left_open = weakref.finalize(self, _close_left_open, self._owned, os.getpid())
         return self._models
 
     def _get_observer(self) -> Observer:
@@ -294,8 +300,22 @@ class RLM:
             await repl.aclose()
         models, self._models = self._models, None
         owned, self._owned = self._owned, []
+        if self._left_open is not None:
+            self._left_open.detach()
         for client in owned:
             await client.aclose()
         if check and models is not None:
             for client in models.clients:
                 client.check_finished()
+
+
+def _close_left_open(clients: list[LMClient], pid: int) -> None:
+    """Of an RLM that nobody closed, at its end or at that of the program."""
+
+    async def close() -> None:
+        for client in clients:
+            with suppress(RuntimeError):  # threads can't be started any more when a program ends
+                await client.aclose()
+
+    if pid == os.getpid():
+        portal().finish(close())

@@ -63,6 +63,7 @@ def test_the_python_snippet_runs(tmp_path: Path) -> None:
         )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].startswith("Pierre {'model_usage_summaries': {'gpt-5-mini'")
+    assert "Unclosed" not in done.stderr  # nobody closed it
     assert len(list((tmp_path / "logs").glob("rlm_*.jsonl"))) == 1
 
 

@@ -1,8 +1,11 @@
 """A small real model: in this process, and behind llama.cpp's own HTTP server. What it says is never asserted."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+import gc
+import os
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +13,7 @@ from rlm_core import RLM, ConfigError, ProviderError, ProviderRejected
 from rlm_core.broker.account import Account
 from rlm_core.broker.broker import Broker, BrokerConfig, Models
 from rlm_core.broker.budget import Limits
-from rlm_core.clients import LMClient, LMRequest, ScriptedClient, make_client
+from rlm_core.clients import LMClient, LMRequest, ScriptedClient, llama_cpp, make_client
 from tests.support.llama_server import llama_server, small_weights
 
 N_CTX = 1024
@@ -23,7 +26,7 @@ KWARGS = {
 }
 ROOT = LMRequest(({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Say hello. {☃}"}))
 LONG = LMRequest.of_prompt("word " * (2 * N_CTX))
-ENDLESS = {**KWARGS, "sampling_args": {"max_tokens": 100_000, "ignore_eos": True}, "n_ctx": 100_000}
+ENDLESS = {**KWARGS, "sampling_args": {"max_tokens": 16_000, "ignore_eos": True}, "n_ctx": 16_384}
 
 
 @pytest.fixture
@@ -61,16 +64,43 @@ async def test_a_prompt_that_is_too_long_says_how_long_it_may_be(client: LMClien
     assert (await client.complete(ROOT)).text
 
 
-async def test_a_call_that_is_cancelled_works_no_more_nor_does_one_that_waits() -> None:
-    client = make_client("llama_cpp", ENDLESS)
+async def test_a_call_that_is_cancelled_works_no_more_nor_does_one_that_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    client, loop, began = make_client("llama_cpp", ENDLESS), asyncio.get_running_loop(), asyncio.Event()
+    take = llama_cpp._Answer.take
+
+    def noticed(answer: llama_cpp._Answer, chunk: Mapping[str, Any]) -> bool:
+        loop.call_soon_threadsafe(began.set)
+        return take(answer, chunk)
+
+    monkeypatch.setattr(llama_cpp._Answer, "take", noticed)
     async with asyncio.timeout(60):
         calls = [asyncio.create_task(client.complete(ROOT)) for _ in range(3)]
-        await asyncio.wait(calls, timeout=0.5)
+        await began.wait()
         for call in calls:
             call.cancel()
         await asyncio.wait(calls)
         assert all(call.cancelled() for call in calls)
-        await client.aclose()  # which waits for what still works: 100,000 tokens are 20 minutes
+        await client.aclose()  # which waits for what still works: 16,000 tokens are minutes
+
+
+async def test_a_forked_process_leaves_the_parents_model_alone(client: LMClient) -> None:
+    assert (await client.complete(ROOT)).text
+    (folder,) = {Path(name).parent for name in client._params.hostnames}  # type: ignore[attr-defined]
+    child = os.fork()
+    if not child:  # it must not raise into pytest
+        try:
+            client.aclose().send(None)
+        except StopIteration:
+            del client
+            gc.collect()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    async with asyncio.timeout(30):
+        assert (await asyncio.to_thread(os.waitpid, child, 0))[1] == 0
+    assert folder.exists() and (await client.complete(ROOT)).text
 
 
 async def test_two_at_once() -> None:

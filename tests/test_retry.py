@@ -12,6 +12,7 @@ from rlm_core import ConfigError, ProviderError, ProviderOverloaded, ScriptedCli
 from rlm_core.broker import pace as pace_module
 from rlm_core.broker.account import Account
 from rlm_core.broker.broker import Broker, BrokerConfig, Models
+from rlm_core.broker.call import Answer, Call
 from rlm_core.broker.pace import Pace, Rate
 from rlm_core.broker.retry import RetryPolicy, with_retries
 from rlm_core.clients import LMRequest, LMResponse, make_client
@@ -99,10 +100,41 @@ async def test_a_limit_counts_what_answers_took_and_a_cancelled_one_holds_up_nob
     assert len(asked) == 3 and all(b - a >= 0.19 for a, b in pairwise(asked))
 
 
+async def test_waiting_for_its_turn_takes_nothing_of_a_calls_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace_module, "WINDOW_SECONDS", 0.4)
+    client = ScriptedClient(lambda request: "fine")
+    client.rate = Rate(1)
+    broker = Broker(Models([client]), BrokerConfig(call_timeout=0.3))
+    calls = [Call(str(n), "s", "c", "llm", "x", None, 1) for n in range(3)]
+    answers = await asyncio.gather(*[broker.handle(call, Account()) for call in calls])
+    assert [type(answer) for answer in answers] == [Answer] * 3
+
+
+async def test_a_client_works_on_no_more_than_it_can() -> None:
+    at_work = most = 0
+
+    class Local(ScriptedClient):
+        max_concurrent = 2
+
+        async def complete(self, request: LMRequest) -> LMResponse:
+            nonlocal at_work, most
+            at_work += 1
+            most = max(most, at_work)
+            for _ in range(5):
+                await asyncio.sleep(0)
+            at_work -= 1
+            return await super().complete(request)
+
+    client = Local(lambda request: overloaded() if len(client.requests) % 3 == 1 else "fine")
+    broker = Broker(Models([client]), BrokerConfig(retry=FAST))
+    await asyncio.gather(*[broker.ask(client, LMRequest.of_prompt("x"), Account()) for _ in range(9)])
+    assert most == 2 and at_work == 0
+
+
 def test_limits_are_named_among_the_backends_arguments() -> None:
     kwargs = {"model_name": "m", "api_key": "k", "requests_per_minute": 60}
     assert make_client("openai", kwargs).rate == Rate(60)
-    with pytest.raises(ConfigError, match="tokens_per_minute must be at least 1"):
+    with pytest.raises(ConfigError, match="tokens_per_minute must be more than 0"):
         make_client("openai", {**kwargs, "tokens_per_minute": 0})
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rlm_core import RLM
 from rlm_core.broker import broker as broker_module
-from rlm_core.broker.budget import Budget
+from rlm_core.broker.budget import Amount, Budget
 from tests.support.billing_lm import BillingLM, Plan
 from tests.support.counting_lm import serving
 
@@ -71,6 +71,7 @@ class Watched(Budget):
     made: "list[Watched]" = []  # noqa: RUF012 - of the test that is running
 
     def __init__(self, *args: Any) -> None:
+        self.overrun: list[Amount] = []  # raising would be lost in a call's own task
         super().__init__(*args)
         self.made.append(self)
 
@@ -78,9 +79,12 @@ class Watched(Budget):
         super().__setattr__(name, value)
         if name in ("spent", "reserved") and hasattr(self, "reserved"):
             taken = self.spent + self.reserved
-            assert name == "spent" or taken.calls <= (self.limits.max_calls or taken.calls), taken
-            assert name == "spent" or taken.tokens <= (self.limits.max_tokens or taken.tokens), taken
-            assert name == "spent" or taken.usd <= (self.limits.max_budget or taken.usd) + 1e-9, taken
+            if (
+                taken.calls > (self.limits.max_calls or taken.calls)
+                or taken.tokens > (self.limits.max_tokens or taken.tokens)
+                or taken.usd > (self.limits.max_budget or taken.usd) + 1e-9
+            ):
+                self.overrun.append(taken)
 
 
 async def run(server: BillingLM, stop_at: int | None, **kwargs: Any) -> tuple[int | None, str]:
@@ -122,6 +126,7 @@ def test_a_tree_never_takes_more_than_its_budget_and_tells_what_it_took(
         used, status = asyncio.run(run(server, stop_at, **limits))
     (budget,) = Watched.made  # one for the whole tree
     billed = sum(server.billed)
+    assert budget.overrun == []
     assert budget.reserved.calls == 0
     if limits.keys() & {"max_tokens", "max_budget"}:
         assert billed <= budget.spent.tokens <= limits.get("max_tokens", budget.spent.tokens)

@@ -17,8 +17,12 @@ from rlm_core.broker.models import Models
 from rlm_core.broker.retry import RetryPolicy, with_retries
 from rlm_core.broker.seams import Journal, KnownKinds, MemoryJournal, Policy
 from rlm_core.clients.base import LMClient, LMRequest, LMResponse
+from rlm_core.deadline import without
 from rlm_core.errors import CallFailed, ConfigError, ProviderError, RunFailed
 from rlm_core.prices import Price, PriceTable
+
+CUT = frozenset({"length", "max_tokens", "max_output_tokens"})
+"""Finish reasons of an answer that had no more tokens; in lower case."""
 
 __all__ = ["Broker", "BrokerConfig", "Models"]
 
@@ -57,12 +61,14 @@ class Broker:
         account: Account,
         *,
         deadline: float | None = None,
+        limit: asyncio.Timeout | None = None,
         call: Call | None = None,
     ) -> LMResponse:
         """Ask an LM within the budget, again where that is worth it; what the cache has costs nothing.
 
         Args:
             deadline: on the loop's clock.
+            limit: of the call's time, which does not run while it waits for the client's turn.
             call: what it is asked for, for the journal.
 
         Raises:
@@ -75,9 +81,13 @@ class Broker:
         price, pace = self._price(client), self.models.pace(client)
 
         async def attempt() -> LMResponse:
-            slot = await pace.take(likely_tokens(request.messages))
-            async with self._places:
-                response = await self._ask_once(client, keyed, price, call)
+            with without(limit):
+                slot = await pace.take(likely_tokens(request.messages) + (client.output_tokens or 0))
+            try:
+                async with self._places:
+                    response = await self._ask_once(client, keyed, price, call)
+            finally:
+                pace.release()
             slot.tokens = response.usage.input_tokens + response.usage.output_tokens or slot.tokens
             account.add(response.model, response.usage)
             return response
@@ -85,16 +95,24 @@ class Broker:
         policy = self._config.retry
         if client.max_retries is not None:
             policy = replace(policy, attempts=client.max_retries + 1)
-        return await with_retries(policy, pace, deadline, attempt)
+        response = await with_retries(policy, pace, deadline, attempt)
+        if self._cache is not None and response.text and not self._was_cut(client, request, response):
+            await self._cache.put(client, request, response)
+        return response
+
+    def _was_cut(self, client: LMClient, request: LMRequest, response: LMResponse) -> bool:
+        """Whether it is shorter than it would be without the budget."""
+        wanted = request.max_output_tokens or client.output_tokens
+        ours = self.budget.limits.count_tokens and (not wanted or response.usage.output_tokens < wanted)
+        return ours and response.finish_reason.lower() in CUT
 
     async def handle(self, call: Call, account: Account) -> Answer | Failure:
         """A call out of a cell; a failure is an answer too, and ends nothing but this call."""
         started = time.monotonic()
         seconds = self._config.call_timeout
         try:
-            async with asyncio.timeout(seconds):
-                deadline = asyncio.get_running_loop().time() + seconds
-                result: Answer | Failure = await self._answer(call, account, deadline)
+            async with asyncio.timeout(seconds) as limit:
+                result: Answer | Failure = await self._answer(call, account, limit)
         except TimeoutError:
             result = Failure("DEADLINE", f"no answer within {seconds:.0f} s")
         except (CallFailed, ConfigError, RunFailed) as error:
@@ -116,13 +134,13 @@ class Broker:
         """What a cell had bought that did not end well is there again for the same questions."""
         self._config.journal.cell_ended(session_id, cell_id, ok=ok)
 
-    async def _answer(self, call: Call, account: Account, deadline: float) -> Answer:
+    async def _answer(self, call: Call, account: Account, limit: asyncio.Timeout) -> Answer:
         self._config.policy.check(call)
         client = self.models.for_call(call.model)
         if recorded := self.take_recorded(call):
             return recorded
         request = LMRequest.of_prompt(call.prompt)
-        response = await self.ask(client, request, account, deadline=deadline, call=call)
+        response = await self.ask(client, request, account, limit=limit, call=call)
         if not response.text:
             why = f" (finish reason {response.finish_reason!r})" if response.finish_reason else ""
             raise ProviderError(f"model {response.model!r} gave an empty reply{why}")
@@ -143,8 +161,6 @@ class Broker:
             response = _priced(await client.complete(bounded), price)
             if call is not None and response.text:
                 self._config.journal.end(call, answer_of(response))
-            if self._cache is not None and response.text and not reservation.narrowed:
-                await self._cache.put(client, request, response)
             return response
         except ProviderError as error:
             may_be_billed = error.may_be_billed

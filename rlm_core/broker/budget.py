@@ -67,8 +67,6 @@ class Reservation:
     amount: Amount
     output_tokens: int | None
     """That the answer may have; None: as many as the provider likes."""
-    narrowed: bool = False
-    """Whether that is fewer than were wanted."""
 
 
 def most_tokens(messages: Sequence[Message]) -> int:
@@ -119,9 +117,7 @@ class Budget:
             self._settled.clear()
             await self._settled.wait()
         if self.limits.count_tokens:
-            reservation = Reservation(
-                Amount(_worst(prompt, fits, price), prompt + fits, 1), fits, fits < wanted
-            )
+            reservation = Reservation(Amount(_worst(prompt, fits, price), prompt + fits, 1), fits)
         else:
             reservation = Reservation(Amount(calls=1), output_tokens)
         self.reserved += reservation.amount

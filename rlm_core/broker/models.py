@@ -15,7 +15,7 @@ class Models:
         self.root = clients[0]
         self.sub = clients[1] if len(clients) > 1 else clients[0]
         self._by_name = {client.model_name: client for client in reversed(clients)}
-        self._paces = {id(client): Pace(client.rate) for client in clients}
+        self._paces = {id(client): Pace(client.rate, client.max_concurrent) for client in clients}
 
     def for_call(self, model: str | None) -> LMClient:
         """Raises ConfigError for an unknown name, with the known ones."""

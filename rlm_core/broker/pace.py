@@ -1,6 +1,7 @@
 """How fast one client is asked: by its provider's word (Retry-After), and by the caller's own limits."""
 
 import asyncio
+import sys
 from collections import deque
 from dataclasses import dataclass
 
@@ -29,8 +30,9 @@ class Slot:
 class Pace:
     """Of one client, for all runs that ask it. In one event loop only."""
 
-    def __init__(self, rate: Rate | None = None) -> None:
+    def __init__(self, rate: Rate | None = None, max_concurrent: int | None = None) -> None:
         self._rate = rate or Rate()
+        self._places = asyncio.Semaphore(max_concurrent or sys.maxsize)
         self._not_before = 0.0
         self._recent: deque[Slot] = deque()
         self._turn = asyncio.Lock()
@@ -40,19 +42,31 @@ class Pace:
         self._not_before = max(self._not_before, asyncio.get_running_loop().time() + seconds)
 
     async def take(self, tokens: float) -> Slot:
-        """Wait until one more request may be sent; first come, first served.
+        """Wait until one more request may be sent; first come, first served. Then `release` it.
 
         Args:
             tokens: that it will need, as far as one can tell.
         """
-        clock = asyncio.get_running_loop().time
         async with self._turn:
-            while (seconds := self._wait(tokens, clock())) > 0:  # noqa: ASYNC110 - it is the time that passes
-                await asyncio.sleep(seconds)
-            slot = Slot(clock(), tokens)
+            await self._places.acquire()
+            try:
+                await self._until_it_may(tokens)
+            except BaseException:
+                self._places.release()
+                raise
+            slot = Slot(asyncio.get_running_loop().time(), tokens)
             if self._rate != Rate():
                 self._recent.append(slot)
             return slot
+
+    def release(self) -> None:
+        """The request has ended."""
+        self._places.release()
+
+    async def _until_it_may(self, tokens: float) -> None:
+        clock = asyncio.get_running_loop().time
+        while (seconds := self._wait(tokens, clock())) > 0:  # noqa: ASYNC110 - it is the time that passes
+            await asyncio.sleep(seconds)
 
     def _wait(self, tokens: float, now: float) -> float:
         """Seconds until something changes; 0 when it may be sent. A request that is larger than the limit

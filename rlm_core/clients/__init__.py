@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from rlm_core.arguments import check_number
@@ -60,7 +61,7 @@ def make_client(backend: str, kwargs: Mapping[str, Any]) -> LMClient:
         client = kind(**arguments)
     except TypeError as error:
         raise ConfigError(f"backend_kwargs for {backend!r}: {error}") from None
-    client.rate, client.identity = rate, _identity(backend, arguments)
+    client.rate, client.identity = rate, _identity(client, backend, arguments)
     return client
 
 
@@ -68,12 +69,16 @@ def _rate(kwargs: Mapping[str, Any]) -> tuple[Rate, dict[str, Any]]:
     """The caller's limits, and the other arguments."""
     given = {field.name: kwargs.get(field.name) for field in fields(Rate)}
     for name, value in given.items():
-        check_number(name, value, 1)
+        check_number(name, value, 0, whole=False)
     return Rate(**given), {name: value for name, value in kwargs.items() if name not in given}
 
 
-def _identity(backend: str, kwargs: Mapping[str, Any]) -> str:
-    """A hash: arguments may be secret."""
+def _identity(client: LMClient, backend: str, kwargs: Mapping[str, Any]) -> str:
+    """A hash, as arguments may be secret; empty where one of them is an object."""
     decisive = {name: value for name, value in kwargs.items() if name not in WITHOUT_EFFECT}
-    text = json.dumps([backend, decisive], sort_keys=True, default=repr)
+    decisive |= {name: str(value) for name, value in decisive.items() if isinstance(value, Path)}
+    try:
+        text = json.dumps([backend, decisive, dict(client.resolved)], sort_keys=True)
+    except (TypeError, ValueError):
+        return ""
     return hashlib.sha256(text.encode()).hexdigest()

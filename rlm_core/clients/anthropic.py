@@ -45,6 +45,7 @@ class AnthropicClient(LMClient):
         self.context_window = context_window
         self.max_retries = max_retries
         self.base_url = base_url or os.environ.get("ANTHROPIC_BASE_URL") or DEFAULT_BASE_URL
+        self.resolved = {"base_url": self.base_url}
         self._sampling = {key: value for key, value in (sampling_args or {}).items() if value is not None}
         self.output_tokens = self._sampling.pop("max_tokens", max_tokens)
         try:

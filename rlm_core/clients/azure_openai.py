@@ -33,14 +33,15 @@ class AzureOpenAIClient(OpenAIClient):
 
     def _make_sdk(self, api_key: str | None, **arguments: Any) -> openai.AsyncAzureOpenAI:
         url, arguments = with_fast_http(self.base_url, arguments)
+        version = arguments.pop("api_version", None) or os.environ.get("AZURE_OPENAI_API_VERSION")
+        deployment = arguments.pop("azure_deployment", None) or os.environ.get("AZURE_OPENAI_DEPLOYMENT")
+        self.resolved = {**self.resolved, "version": version or "", "deployment": deployment or ""}
         own = {"azure_ad_token", "azure_ad_token_provider"} & arguments.keys()
         made = openai.AsyncAzureOpenAI(
             api_key=api_key or (None if own else self._key_of_environment()),
             azure_endpoint=url,
-            api_version=arguments.pop("api_version", None)
-            or os.environ.get("AZURE_OPENAI_API_VERSION", DEFAULT_API_VERSION),
-            azure_deployment=arguments.pop("azure_deployment", None)
-            or os.environ.get("AZURE_OPENAI_DEPLOYMENT"),
+            api_version=version or DEFAULT_API_VERSION,
+            azure_deployment=deployment,
             **arguments,
         )
         only_what_was_passed(made, arguments)

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from rlm_core.broker.pace import Rate
 from rlm_core.prices import Price
@@ -37,6 +38,8 @@ class LMResponse:
     model: str
     usage: TokenUsage = field(default_factory=TokenUsage)
     finish_reason: str = ""
+    recorded_tokens: int = 0
+    """Of an answer that was not asked for again: input and output, which `usage` does not have."""
 
 
 class LMClient(ABC):
@@ -47,10 +50,14 @@ class LMClient(ABC):
     """Tokens that a prompt may have."""
     output_tokens: int | None = None
     """Tokens that an answer may have, where the caller set that."""
+    max_concurrent: int | None = None
+    """Requests that it works on at once; more wait for their turn, and their time does not run."""
     rate: Rate = Rate()
     """The caller's own limits."""
+    resolved: Mapping[str, str] = MappingProxyType({})
+    """What its answers depend on and it did not get as an argument: an address of the environment, …"""
     identity: str = ""
-    """What its answers depend on beside the request; empty: on its class and the model's name."""
+    """Stands for all that its answers depend on beside the request; empty: not known, so none is cached."""
     price: Price | None = None
     """Where the client knows it; else it is looked up by the model's name."""
     max_retries: int | None = None

@@ -1,9 +1,13 @@
 """A model in a GGUF file, by llama.cpp in this process (xllamacpp): no server, no port, nothing to pay."""
 
 import asyncio
+import ctypes
 import importlib
+import os
+import shutil
 import tempfile
 import threading
+import weakref
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +27,19 @@ DEFAULT_N_CTX = 8192
 BATCH_TOKENS = 512
 """Of a prompt, read between two looks at whether the call is cancelled."""
 QUIET = -1
+_loaded: "list[tuple[Any, weakref.finalize[..., Any]]]" = []
+"""The models of this process, and what removes their folders."""
+
+
+def _leave_to_the_parent() -> None:
+    """In a forked child: the threads of these models are not there, so stopping one would never end."""
+    for server, removal in _loaded:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(server))
+        removal.detach()
+    _loaded.clear()
+
+
+os.register_at_fork(after_in_child=_leave_to_the_parent)
 
 
 class LlamaCppClient(LMClient):
@@ -67,12 +84,13 @@ class LlamaCppClient(LMClient):
         self.max_retries = max_retries
         self._sampling = {_own_name(key): value for key, value in (sampling_args or {}).items()}
         self.output_tokens = self._sampling.get("max_tokens")
+        stat = path.stat()
+        self.resolved = {"file": f"{path.absolute()} {stat.st_size} {stat.st_mtime_ns}"}
+        self.max_concurrent = n_parallel
         self._peer = Peer("llama.cpp", self.model_name, n_ctx)
+        self._pid = os.getpid()
         self._params = params = xllamacpp.CommonParams()
-        # What it listens on whether one wants it or not: a socket that only this user can open, not a port.
-        self._folder = tempfile.TemporaryDirectory(prefix="rlm-llama-")
         params.model.path = str(path)
-        params.hostnames = [str(Path(self._folder.name, "llama.sock"))]
         params.n_ctx, params.n_parallel, params.n_batch = n_ctx * n_parallel, n_parallel, BATCH_TOKENS
         params.verbosity, params.ui = QUIET, False
         if n_threads is not None:
@@ -80,10 +98,13 @@ class LlamaCppClient(LMClient):
         if n_gpu_layers is not None:
             params.n_gpu_layers = n_gpu_layers
         self._server: Any = None
+        self._removal: weakref.finalize[..., Any] | None = None
         self._loading = threading.Lock()
         self._threads = ThreadPoolExecutor(n_parallel, "rlm-llama")
 
     async def complete(self, request: LMRequest) -> LMResponse:
+        if self._pid != os.getpid():
+            raise ConfigError("a llama_cpp client can't be used in a forked process: make another one there")
         body = {**self._sampling, "messages": [dict(message) for message in request.messages]}
         if request.max_output_tokens is not None:
             body["max_tokens"] = request.max_output_tokens
@@ -109,17 +130,26 @@ class LlamaCppClient(LMClient):
     def _loaded(self) -> Any:
         with self._loading:
             if self._server is None:
+                # What it listens on whether one wants it or not: a socket of this user, in place of a port.
+                folder = tempfile.mkdtemp(prefix="rlm-llama-")
+                self._removal = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+                self._params.hostnames = [str(Path(folder, "llama.sock"))]
                 try:
                     self._server = xllamacpp.Server(self._params)
                 except RuntimeError as error:
                     detail = one_line(str(error), DETAIL_CHARS)
                     raise ConfigError(f"llama.cpp can't load {self._params.model.path}: {detail}") from None
+                _loaded.append((self._server, self._removal))
             return self._server
 
     async def aclose(self) -> None:
+        if self._pid != os.getpid():
+            return  # it is the parent's
         await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
+        _loaded[:] = [each for each in _loaded if each[0] is not self._server]
         self._server = None  # which stops it
-        self._folder.cleanup()
+        if self._removal is not None:
+            self._removal()
 
 
 class _Answer:

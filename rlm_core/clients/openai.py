@@ -77,6 +77,7 @@ class OpenAIClient(LMClient):
         self.max_retries = max_retries
         self.api = api
         self.base_url = self._base_url(base_url)
+        self.resolved = {"base_url": self.base_url}
         self._sampling = self._checked_sampling(sampling_args or {})
         self.output_tokens = self._sampling.get(self._limit_name)
         try:
