@@ -48,12 +48,13 @@ def listening_ports() -> set[str]:
 
 
 async def test_an_answer_costs_nothing_and_opens_no_port(client: LMClient) -> None:
+    before = listening_ports()  # of other tests
     broker = Broker(Models([client]), BrokerConfig(limits=Limits(max_budget=0.01, max_tokens=5_000)))
     response = await broker.ask(client, ROOT, Account())
     assert response.text and response.model == "small" and response.finish_reason in ("stop", "length")
     assert response.usage.input_tokens > 10 and 0 < response.usage.output_tokens <= 8
     assert broker.budget.spent.usd == 0.0 and broker.budget.spent.tokens > 10
-    assert listening_ports() == set()
+    assert listening_ports() <= before
 
 
 async def test_a_prompt_that_is_too_long_says_how_long_it_may_be(client: LMClient) -> None:

@@ -48,8 +48,10 @@ for fd in os.listdir("/proc/self/fd"):
     try: look(f"fd {fd} {os.readlink('/proc/self/fd/' + fd)}", os.pread(int(fd), 1 << 20, 0))
     except OSError: pass
 base = pathlib.Path.cwd().parents[2]
-for path in base.rglob("*"):
-    if path.is_file(): look(str(path), path.read_bytes())
+for folder, _, names in os.walk(base):
+    for path in (os.path.join(folder, name) for name in names):
+        try: os.path.isfile(path) and look(path, open(path, "rb").read())
+        except OSError: pass   # it has gone since
 print(len(pids) >= 3, found)
 """
 

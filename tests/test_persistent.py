@@ -107,7 +107,7 @@ def test_a_conversation_that_fills_the_window_goes_on_from_a_summary() -> None:
     assert "Write a summary" in asked[-1]["content"] and "seen 2" in asked[-1]["content"]
     assert [each["role"] for each in after] == ["system", "user", "assistant", "user"]
     assert after[2]["content"] == "I have x, which is 2. Next I add one." and "seen" not in str(after[1:])
-    assert "replaced by your summary" in after[3]["content"] and "Turn 3" in after[3]["content"]
+    assert "replaced by your summary" in after[3]["content"] and "28 turns left" in after[3]["content"]
     assert answer == str([3, 5, [None, None, None, None, "summary"], "```repl\nx = 1\nprint('seen 1')\n```"])
 
 
