@@ -1,6 +1,7 @@
 """The local environment: nothing of the host leaks in, nothing of a run stays."""
 
 import os
+import secrets
 import select
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from rlm_core.session import Session
 from tests.conftest import echo
 from tests.support.processes import descendants, gone
 
-SECRET = "sk-do-not-find-me-0123456789"
+SECRET = f"sk-do-not-find-me-{secrets.token_hex(8)}"
 
 READ_EVERYTHING = """
 import os, pathlib
