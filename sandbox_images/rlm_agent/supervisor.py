@@ -239,7 +239,7 @@ class Supervisor:
         """The pid, if it is the session's own: told by its user, or else by its descent."""
         known = self._known(session)
         if known.user is None:
-            owned = pid in process.descendants(known.root)
+            owned = process.is_below(pid, known.root)
         else:
             owned = process.owner(pid) == known.user
         if not owned:

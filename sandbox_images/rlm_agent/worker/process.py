@@ -9,6 +9,8 @@ from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
+SURE = 3
+"""Looks in a row that find nothing, while processes come and go."""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -40,8 +42,29 @@ def owner(pid: int) -> int:
     return -1
 
 
+def parent(pid: int) -> int:
+    """0 when it is gone, or out of our sight."""
+    with contextlib.suppress(OSError, IndexError, ValueError):
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return 0
+
+
+def is_below(pid: int, ancestor: int) -> bool:
+    """Told by going up from it: a list of children may leave some out while others come and go."""
+    for _ in range(SURE):
+        at = parent(pid)
+        while at > 1 and at != ancestor:
+            at = parent(at)
+        if at:
+            return at == ancestor
+    return False  # it is gone, or each time one above it has just ended
+
+
 def children(pid: int) -> list[int]:
-    """Children of every thread of pid; empty when it is gone or /proc can't tell."""
+    """Children of every thread of pid; empty when it is gone or /proc can't tell.
+
+    The kernel may leave out some while others come and go.
+    """
     found: list[int] = []
     with contextlib.suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
@@ -63,8 +86,6 @@ def descendants(pid: int, spare: frozenset[int] = frozenset()) -> list[int]:
 
 
 END_SECONDS = 1.0
-SURE = 3
-"""Looks in a row that find nobody: the kernel may leave out children while others come and go."""
 
 
 def is_zombie(pid: int) -> bool:
