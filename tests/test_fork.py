@@ -10,7 +10,7 @@ from rlm_core.errors import ConfigError
 from rlm_core.session import Session
 from rlm_core.types import TokenUsage
 from tests.conftest import SPEC, echo
-from tests.support.processes import descendants
+from tests.support.processes import only
 
 
 async def test_a_fork_of_an_idle_session_has_its_variables_and_not_its_fate(session: Session) -> None:
@@ -38,7 +38,7 @@ async def test_forks_of_forks_all_end(sandbox: Sandbox) -> None:
     assert (await sessions[-1].execute("print(n)")).stdout == "3\n"
     for each in sessions:
         await each.aclose()
-    assert len(descendants(sandbox.pid)) == 1  # type: ignore[attr-defined]
+    await only(1, below=sandbox.pid)  # type: ignore[attr-defined]
 
 
 async def test_a_fork_in_the_middle_of_a_call_never_returns_to_the_cell(sandbox: Sandbox) -> None:

@@ -20,7 +20,7 @@ from rlm_core.errors import SandboxLost
 from rlm_core.session import Session
 from rlm_core.types import TokenUsage
 from tests.conftest import SPEC, echo
-from tests.support.processes import descendants, gone, peak_megabytes, removed
+from tests.support.processes import descendants, gone, only, peak_megabytes, removed
 
 LINK = """
 import json, os, socket, struct
@@ -60,7 +60,7 @@ async def test_what_a_worker_forges_never_reaches_another_session(sandbox: Sandb
         except SandboxLost:
             pass
         assert (await victim.execute("print(kept, llm_query('on'))")).stdout == "42 echo on\n"
-    assert len(descendants(sandbox.pid)) == 1  # type: ignore[attr-defined]
+    await only(1, below=sandbox.pid)  # type: ignore[attr-defined]
 
 
 SURVIVED = {
@@ -158,8 +158,7 @@ async def test_killing_the_root_ends_the_session_and_all_it_started() -> None:
                 await session.execute(code)
                 while True:  # until the supervisor has heard of it
                     await session.execute("1")
-    below = descendants(sandbox.pid)  # type: ignore[attr-defined]
-    assert len(below) == 1, below
+    await only(1, below=sandbox.pid)  # type: ignore[attr-defined]
     await sandbox.stop()
 
 
@@ -226,7 +225,7 @@ async def test_opens_that_are_cancelled_leave_nothing(sandbox: Sandbox) -> None:
             raise asyncio.CancelledError
     async with Session(sandbox, SPEC, echo) as session:
         assert (await session.execute("print(1)")).stdout == "1\n"
-    assert len(descendants(pid)) == 1
+    await only(1, below=pid)
 
 
 async def _open_and_close(sandbox: Sandbox) -> None:

@@ -10,8 +10,10 @@ from rlm_core.environment import Sandbox, SandboxSpec, make_environment
 from rlm_core.errors import SandboxLost
 from rlm_core.session import Session
 from tests.conftest import Recorder, echo
-from tests.support.processes import descendants, open_fds
+from tests.support.processes import only, open_fds
 
+A_SESSION = 4
+"""Processes: the supervisor, the session's root, the checkpoint and the standby."""
 STATE = """
 import threading, numpy as np
 number = 41
@@ -145,7 +147,8 @@ async def test_five_hundred_deaths_leave_no_zombie_no_fd_no_process(sandbox: San
     async with Session(sandbox, SandboxSpec(), echo) as session:
         await session.execute("kept = {'n': 0}")
         await session.execute("import os; os._exit(1)")
-        processes, fds = descendants(pid), open_fds(pid)
+        await only(A_SESSION, below=pid)
+        fds = open_fds(pid)
         deaths = ["os._exit(1)", "os.kill(os.getpid(), 9)", "ctypes.string_at(0)"]
         for number in range(500):
             code = f"import os, ctypes; kept['n'] = {number}; {deaths[number % 3]}"
@@ -154,11 +157,12 @@ async def test_five_hundred_deaths_leave_no_zombie_no_fd_no_process(sandbox: San
         assert result.stdout == "{'n': 0}\n"
         after = await session.execute("import os; os._exit(1)")
         assert after.status == "rolled_back"
-        async with asyncio.timeout(20):  # the last one may still be on its way out
-            while len(now := descendants(pid)) != len(processes) or open_fds(pid) != fds:  # noqa: ASYNC110
+        left = await only(A_SESSION, below=pid)
+        assert not [line for line in left.values() if line.startswith("Z")]
+        async with asyncio.timeout(20):
+            while open_fds(pid) > fds:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
-        assert not [line for line in now.values() if line.startswith("Z")]
-    assert len(descendants(pid)) == 1  # the supervisor
+    await only(1, below=pid)  # the supervisor
 
 
 async def test_random_numbers_go_on_where_they_were_seeded(session: Session) -> None:

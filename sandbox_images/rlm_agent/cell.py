@@ -1,11 +1,12 @@
 """The events of one cell, numbered and kept, so that a host that lost its connection can go on reading."""
 
-import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import Callable
 
 from rlm_agent import limits
 from rlm_agent.output import Capture
 from rlm_agent.rpc.v1 import agent_pb2 as pb
+
+Follower = Callable[[pb.CellEvent], None]
 
 
 class Cell:
@@ -16,7 +17,9 @@ class Cell:
         self.stderr = Capture(keep_bytes)
         self.finished = False
         self._events: list[pb.CellEvent] = []
-        self._changed = asyncio.Event()
+        self._follower: Follower | None = None
+        self._told = 0
+        """Events that the follower has been given."""
 
     def write_stdout(self, data: bytes) -> None:
         if live := self.stdout.feed(data, live=self._may_stream()):
@@ -42,17 +45,19 @@ class Cell:
         self.finished = True
         self._add(pb.CellEvent(finished=result))
 
-    async def follow(self, start: int) -> AsyncIterator[pb.CellEvent]:
-        """Events from index start on, until the last; one follower at a time."""
-        index = start
-        while True:
-            while index < len(self._events):
-                yield self._events[index]
-                index += 1
-            if self.finished:
-                return
-            self._changed.clear()
-            await self._changed.wait()
+    def follow(self, start: int, follower: Follower) -> None:
+        """Give it the events from index start on, and those that come; it takes the place of another one."""
+        self._follower, self._told = follower, start
+        self._pass_on()
+
+    def unfollow(self, follower: Follower) -> None:
+        if self._follower is follower:
+            self._follower = None
+
+    def _pass_on(self) -> None:
+        while self._follower is not None and self._told < len(self._events):
+            self._told += 1
+            self._follower(self._events[self._told - 1])
 
     def _may_stream(self) -> bool:
         return not self.finished and len(self._events) < limits.MAX_EVENTS
@@ -61,4 +66,4 @@ class Cell:
         event.cell_id, event.index = self.id, len(self._events)
         self._events.append(event)
         if at_once:
-            self._changed.set()
+            self._pass_on()

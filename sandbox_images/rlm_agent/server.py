@@ -15,6 +15,7 @@ import grpc.aio
 
 from rlm_agent import egress, errors, limits
 from rlm_agent.build import agent_build
+from rlm_agent.cell import Cell
 from rlm_agent.config import AgentConfig
 from rlm_agent.egress import Egress
 from rlm_agent.folders import Folders, Places
@@ -252,7 +253,11 @@ async def _serve_host(
     outbox: asyncio.Queue[Outgoing],
 ) -> None:
     """Take what one host connection sends; its end, or an error, ends the connection."""
-    followers: set[asyncio.Task[None]] = set()
+    cell: Cell | None = None
+
+    def tell(event: pb.CellEvent) -> None:
+        outbox.put_nowait(pb.AgentMessage(event=event))
+
     try:
         async for request in requests:
             kind = request.WhichOneof("message")
@@ -260,18 +265,15 @@ async def _serve_host(
                 session.calls.reply(request.reply)
             elif kind == "execute":
                 cell = session.execute(request.execute)
-                follow = _follow(cell.follow(request.execute.from_event), outbox)
-                task = asyncio.ensure_future(follow)
-                followers.add(task)
-                task.add_done_callback(followers.discard)
+                cell.follow(request.execute.from_event, tell)
             else:
                 raise errors.Invalid("unexpected message on Connect")
         outbox.put_nowait(errors.SessionGone("the host closed the connection"))
     except errors.AgentError as error:
         outbox.put_nowait(error)
     finally:
-        for task in list(followers):
-            task.cancel()
+        if cell is not None:
+            cell.unfollow(tell)
 
 
 async def _send_waiting(outbox: asyncio.Queue[Outgoing], context: Context) -> None:
@@ -297,11 +299,6 @@ async def _send_waiting(outbox: asyncio.Queue[Outgoing], context: Context) -> No
         await context.write(response)
     if error is not None:
         raise error
-
-
-async def _follow(events: AsyncIterator[pb.CellEvent], outbox: asyncio.Queue[Outgoing]) -> None:
-    async for event in events:
-        outbox.put_nowait(pb.AgentMessage(event=event))
 
 
 async def _receive(requests: AsyncIterator[Any], path: Path, size: int) -> None:

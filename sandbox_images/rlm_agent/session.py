@@ -258,12 +258,12 @@ class Session:
                 pipe.drain()  # of processes that an earlier cell left; no cell to show it in
             self._ready.clear()
             self._interrupt_reason = ""
-            self._memory_kills = out_of_memory_kills()
             self._running = self._loop.create_future()
             if timeout:
                 self._timers.append(self._loop.call_later(timeout, self.interrupt, "timeout"))
             try:
                 await self._send(frame, fds)
+                self._memory_kills = out_of_memory_kills()  # while the worker begins: nobody waits for it
                 if cell is not None and cell.id == self._unwanted:
                     self.interrupt("interrupt")
                 ended = await self._running

@@ -238,10 +238,8 @@ class Supervisor:
     def _own(self, session: str, pid: int) -> int:
         """The pid, if it is the session's own: told by its user, or else by its descent."""
         known = self._known(session)
-        if known.user is None:
-            owned = process.is_below(pid, known.root)
-        else:
-            owned = process.owner(pid) == known.user
+        by_descent = known.user is None
+        owned = process.is_below(pid, known.root) if by_descent else process.owner(pid) == known.user
         if not owned:
             raise ProcessLookupError(f"process {pid} is not of session {session}")
         return pid

@@ -39,6 +39,14 @@ TESTS: dict[str, tuple[str, str]] = {
     "B01": ("flood of calls", "test_calls.py::test_a_flood_of_calls_does_not_reach_the_host_all_at_once"),
     "B02": ("a prompt over its limit", "test_calls.py::test_an_over_long_prompt_says_how_long_it_may_be"),
     "B03": ("a batch over its limit", "test_calls.py::test_wrong_arguments_raise_in_the_cell"),
+    "B04": (
+        "spend more than the budget in the middle of a cell",
+        "test_limits.py::test_a_budget_holds_in_the_middle_of_a_batch_and_the_server_bills_no_more",
+    ),
+    "B06": (
+        "recursion without end, or at another depth",
+        "test_recursion.py::test_depth_is_the_hosts_and_ends_in_plain_calls",
+    ),
     "B07": (
         "replies and ids that are forged",
         "test_calls.py::test_forged_and_repeated_ids_and_malformed_frames_only_hurt_their_connection",
@@ -54,6 +62,14 @@ TESTS: dict[str, tuple[str, str]] = {
     "B15": (
         "a reader that never reads",
         "test_calls.py::test_a_client_that_never_reads_its_replies_harms_nobody",
+    ),
+    "B16": (
+        "answers of the greatest length, again and again, from a tree of runs",
+        "test_tree_budget.py::test_a_tree_never_takes_more_than_its_budget_and_tells_what_it_took",
+    ),
+    "B19": (
+        "learn from the cache what others have asked",
+        "test_cache.py::test_nothing_crosses_a_scope_or_other_arguments",
     ),
     "B18": (
         "calls within calls: from signal handlers and finalizers",
@@ -132,9 +148,6 @@ TESTS: dict[str, tuple[str, str]] = {
 }
 
 NOT_HERE = {
-    "B04, B16": "budgets are not built yet; the number of calls at once and the size of each are limited",
-    "B06": "recursion is not built yet; a depth is no field of the wire (B12)",
-    "B19": "there is no cache",
     "H13": "nothing is exported as a table",
     "H14, H15, H16, H18": "no file is taken out of a sandbox, and no archive of one is unpacked",
     "H25": "results are text; nothing is shown as HTML",

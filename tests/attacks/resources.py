@@ -1,6 +1,6 @@
 """R: exhaustion. The sandboxes of these tests have 512 MiB of memory, 100 processes and 64 MiB of files."""
 
-from tests.attacks.case import CONTAINERS, EVERYWHERE, HOST_KERNEL, ISOLATED, Case
+from tests.attacks.case import CONTAINERS, EVERYWHERE, ISOLATED, Case
 
 MEMORY, PROCESSES, DISK = "512MiB", 100, "64MiB"
 
@@ -21,8 +21,9 @@ except OSError as error:
 for pid in pids: os.kill(pid, 9)
 for pid in pids: os.waitpid(pid, 0)
 print("OUTCOME", outcome)""",
-        "EAGAIN at the limit, session continues",
-        HOST_KERNEL,
+        "EAGAIN at the limit, session continues (gVisor: the sandbox may end, of its memory)",
+        ISOLATED,
+        ends=frozenset({"runsc"}),
     ),
     Case(
         "R01b, R17",
@@ -32,8 +33,9 @@ while True:
     try:
         if os.fork() == 0: os.setsid()
     except OSError: pass""",
-        "the cell is killed; the next session has its processes",
-        HOST_KERNEL,
+        "the cell is killed; the next session has its processes (gVisor: the sandbox may end)",
+        ISOLATED,
+        ends=frozenset({"runsc"}),
         statuses=("timeout", "rolled_back", "lost"),
         control="",
         timeout=1.0,
@@ -101,6 +103,21 @@ import shutil; shutil.rmtree(folder)
 print("OUTCOME", outcome)""",
         "ENOSPC",
         CONTAINERS - {"runsc"},
+    ),
+    Case(
+        "R07b",
+        "make files without end",
+        """
+os.mkdir("files")
+number = 0
+while True:
+    os.close(os.open(f"files/{number}", os.O_CREAT))
+    number += 1""",
+        "the deadline, or the memory of the sandbox, which then ends (gVisor of 2022 counts no files)",
+        frozenset({"runsc"}),
+        statuses=("timeout", "rolled_back"),
+        control="",
+        ends=frozenset({"runsc"}),
     ),
     Case(
         "R10",

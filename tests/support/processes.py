@@ -10,10 +10,19 @@ from rlm_agent.worker import process
 def descendants(pid: int) -> dict[int, str]:
     """Pid to state and name of everything below a process."""
     found: dict[int, str] = {}
-    for child in process.descendants(pid):
+    for each in [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]:
         with contextlib.suppress(OSError):  # it has gone since
-            stat = Path(f"/proc/{child}/stat").read_text()
-            found[child] = f"{stat.rpartition(')')[2].split()[0]} {stat}"
+            stat = Path(f"/proc/{each}/stat").read_text()
+            if process.is_below(each, pid):
+                found[each] = f"{stat.rpartition(')')[2].split()[0]} {stat}"
+    return found
+
+
+async def only(count: int, below: int) -> dict[int, str]:
+    """Wait until a process has as many below it: one that was ended may still be on its way out."""
+    async with asyncio.timeout(20):
+        while len(found := await asyncio.to_thread(descendants, below)) != count:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
     return found
 
 
