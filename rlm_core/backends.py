@@ -37,7 +37,7 @@ def backends_of(
     if len(others) != len(arguments):
         raise ConfigError(f"{len(others)} other_backends but {len(arguments)} other_backend_kwargs")
     if sub_sampling and not others:
-        others, arguments = [backend], [dict(kwargs or {})]
+        others, arguments = [backend], [_with_sampling(kwargs or {}, sampling)]
     root = _backend(backend, kwargs or {}, sampling)
     samplings = [sub_sampling, *[None] * len(others)]
     return [root, *(_backend(*each) for each in zip(others, arguments, samplings, strict=False))]

@@ -1,11 +1,11 @@
 """Functions of the user's that are told how a run goes on."""
 
-import asyncio
-import inspect
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+from rlm_core.foreign import call_anything
 
 log = logging.getLogger("rlm_core.callbacks")
 
@@ -30,8 +30,6 @@ class Callbacks:
         if function is None:
             return
         try:
-            made = await asyncio.to_thread(function, *arguments)
-            if inspect.isawaitable(made):
-                await made
+            await call_anything(function, *arguments)
         except Exception:
             log.exception("%s failed", name)

@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 from rlm_core.clients.base import LMResponse, Message
 from rlm_core.prompts import CHARS_PER_TOKEN
+from rlm_core.text import shorten
+
+LEAST_CHARS = 1_000
 
 SUMMARIZE = """\
 The conversation is getting too long for you and will be cut. Write a summary to go on from, in one to three \
@@ -23,6 +26,13 @@ class Compaction:
     def is_due(self, response: LMResponse, messages: tuple[Message, ...], window: int) -> bool:
         """After this response to these messages; by what the provider counted, where it says that."""
         tokens = response.recorded_tokens or response.usage.input_tokens + response.usage.output_tokens
-        if not tokens:
-            tokens = sum(len(each["content"]) for each in messages) // CHARS_PER_TOKEN
+        new = messages[-1:] if tokens else messages  # what came after the response was not counted
+        tokens += sum(len(each["content"]) for each in new) // CHARS_PER_TOKEN
         return tokens >= self.share * window
+
+    def request(self, messages: tuple[Message, ...], window: int) -> tuple[Message, ...]:
+        """Ask for a summary; the newest message may be what fills the window, and is cut to half of what the
+        share leaves."""
+        room = int((1 - self.share) * window * CHARS_PER_TOKEN / 2)
+        newest = shorten(messages[-1]["content"], max(room, LEAST_CHARS))
+        return (*messages[:-1], {"role": "user", "content": f"{newest}\n\n{SUMMARIZE}"})

@@ -178,6 +178,9 @@ class ProviderOverloaded(ProviderError):
 class ProviderRejected(ProviderError):
     """The provider says that the request is wrong."""
 
+    most_output_tokens: int | None = None
+    """How long an answer of this model may be, where one that was asked for is longer."""
+
 
 class EmptyReply(ProviderError):
     """The LM answered with no text several times in a row."""

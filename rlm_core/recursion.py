@@ -79,7 +79,10 @@ class Children:
             return Answer(completion.response, completion.root_model, _total(completion), completion)
         except RLMError as failed:
             error = in_one_line(failed)
-            return _failure(failed)
+            return replace(_failure(failed), child=child.failed(error))
+        except Exception as failed:  # of a client of the caller's; the call fails by it
+            error = in_one_line(failed)
+            raise
         finally:
             seconds = time.monotonic() - began
             await finish_first(told("on_subcall_complete", child.depth, child.root_model, seconds, error))

@@ -31,6 +31,7 @@ from rlm_core.portal import portal
 from rlm_core.prices import PriceTable
 from rlm_core.prompts import PromptConfig
 from rlm_core.run import LoopConfig, Run, Task
+from rlm_core.tasks import finish_first
 from rlm_core.tools import Tools
 from rlm_core.types import RLMChatCompletion, RLMMetadata
 
@@ -168,7 +169,8 @@ class RLM:
         self._repl: PersistentRepl | None = None
         self._models: Models | None = None
         self._repl_pid = self._models_pid = os.getpid()
-        self._owned: list[LMClient] = []
+        self._opened: list[LMClient | PersistentRepl] = []
+        """To be closed, in this order."""
         self._left_open: weakref.finalize[..., RLM] | None = None
 
     def completion(self, prompt: Any, root_prompt: str | None = None) -> RLMChatCompletion:
@@ -235,10 +237,11 @@ class RLM:
             )
             if begun is not None:
                 begun.append(run)
-            result = await self._complete_run(run)
-            if cache is not None and self._cache_scope is None and not self.persistent:
-                await cache.forget()
-            return result
+            try:
+                return await self._complete_run(run)
+            finally:
+                if cache is not None and self._cache_scope is None and not self.persistent:
+                    await finish_first(cache.forget())
 
     async def _complete_run(self, run: Run) -> RLMChatCompletion:
         if self.depth >= self.max_depth:
@@ -250,6 +253,7 @@ class RLM:
     def _get_repl(self) -> PersistentRepl:
         if self._repl is None or self._repl_pid != os.getpid():
             self._repl, self._repl_pid = PersistentRepl(self._source), os.getpid()
+            self._opened.insert(0, self._repl)
         return self._repl
 
     def _open_cache(self) -> DiskCache | None:
@@ -263,16 +267,16 @@ class RLM:
         """The clients, made when they are first needed."""
         if self._models is None or self._models_pid != os.getpid():  # a forked child needs its own
             self._models_pid = os.getpid()
-            self._owned = []
+            self._opened = []
             clients: list[LMClient] = []
             for backend in self._backends:
                 client = backend.client
                 if client is None:
                     client = make_client(backend.name, backend.kwargs)
-                    self._owned.append(client)
+                    self._opened.append(client)
                 clients.append(client)
             self._models = Models(clients)
-            self._left_open = weakref.finalize(self, _close_left_open, self._owned, os.getpid())
+            self._left_open = weakref.finalize(self, _close_left_open, self._opened, os.getpid())
         return self._models
 
     def _get_observer(self) -> Observer:
@@ -295,27 +299,30 @@ class RLM:
         return self.logger.start_run(task.run_id, metadata, task.encoded)
 
     async def _close(self, *, check: bool = True) -> None:
-        repl, self._repl, self._session_id = self._repl, None, secrets.token_hex(16)
-        if repl is not None and self._repl_pid == os.getpid():
-            await repl.aclose()
-        models, self._models = self._models, None
-        owned, self._owned = self._owned, []
+        self._repl, models, self._models = None, self._models, None
+        opened, self._opened = self._opened, []
         if self._left_open is not None:
             self._left_open.detach()
-        for client in owned:
-            await client.aclose()
+        for each in opened:
+            if isinstance(each, LMClient) or self._repl_pid == os.getpid():
+                await each.aclose()
+        if models is not None and self.persistent and self._cache_scope is None:
+            async with await asyncio.to_thread(self._open_cache) or nullcontext() as cache:
+                if cache is not None:
+                    await cache.forget()
+        self._session_id = secrets.token_hex(16)
         if check and models is not None:
             for client in models.clients:
                 client.check_finished()
 
 
-def _close_left_open(clients: list[LMClient], pid: int) -> None:
+def _close_left_open(opened: list[LMClient | PersistentRepl], pid: int) -> None:
     """Of an RLM that nobody closed, at its end or at that of the program."""
 
     async def close() -> None:
-        for client in clients:
+        for each in opened:
             with suppress(RuntimeError):  # threads can't be started any more when a program ends
-                await client.aclose()
+                await each.aclose()
 
     if pid == os.getpid():
         portal().finish(close())

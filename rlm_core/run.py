@@ -16,7 +16,7 @@ from rlm_core.broker.call import Answer, Call, Failure
 from rlm_core.callbacks import Callbacks
 from rlm_core.cell import CellResult
 from rlm_core.clients.base import LMClient, LMRequest, LMResponse
-from rlm_core.compaction import GO_ON, SUMMARIZE, Compaction
+from rlm_core.compaction import GO_ON, Compaction
 from rlm_core.context import Encoded, encode
 from rlm_core.conversation import Conversation
 from rlm_core.deadline import Deadline
@@ -108,7 +108,7 @@ class Run:
         self._task = task
         self._parent = parent
         self._client = client or broker.models.root
-        self._observer = isolated(observer or Observer())
+        self.observer = isolated(observer or Observer())
         self._log = log
         self._deadline: Deadline = parent._deadline if parent is not None else Deadline(config.max_timeout)
         self._children: Children | None = None
@@ -134,7 +134,7 @@ class Run:
         Raises:
             RLMError: one of its kinds; nothing is left running.
         """
-        return await self._watched(self._in_sandbox(source))
+        return await self.watched(self._in_sandbox(source))
 
     async def complete_in(
         self, session: Session, source: SandboxSource, *, forked: bool
@@ -144,11 +144,11 @@ class Run:
         Raises:
             RLMError: one of its kinds.
         """
-        return await self._watched(self._in_session(session, source, put_context=not forked))
+        return await self.watched(self.in_session(session, source, put_context=not forked))
 
     async def ask_directly(self) -> RLMChatCompletion:
         """Without a REPL: the context is the LM's prompt."""
-        return await self._watched(self._directly())
+        return await self.watched(self._directly())
 
     def child(self, call: Call) -> "Run":
         """The run that answers an rlm call. Raises ConfigError for a model that is not known."""
@@ -174,9 +174,9 @@ class Run:
     def root_model(self) -> str:
         return self._client.model_name
 
-    async def _watched(self, work: Coroutine[Any, Any, RLMChatCompletion]) -> RLMChatCompletion:
+    async def watched(self, work: Coroutine[Any, Any, RLMChatCompletion]) -> RLMChatCompletion:
         """Tell of its beginning and its end; a limit's error carries the best answer known."""
-        self._observer.run_started(self._task.question or "", self._task.run_id)
+        self.observer.run_started(self._task.question or "", self._task.run_id)
         try:
             completion = await work
         except LimitExceeded as error:
@@ -203,8 +203,8 @@ class Run:
         async with self._deadline.limit():
             sandbox = await source.start()
         try:
-            async with Session(sandbox, source.spec, self.handle, observer=self._observer) as session:
-                return await self._in_session(session, source, put_context=True)
+            async with Session(sandbox, source.spec, self.handle, observer=self.observer) as session:
+                return await self.in_session(session, source, put_context=True)
         finally:
             await finish_first(sandbox.stop())
 
@@ -215,12 +215,13 @@ class Run:
                 self._log.finish(completion)
             except LogError as error:
                 log.warning("%s", error)
-        self._observer.run_ended(completion)
+        self.observer.run_ended(completion)
         return completion
 
-    async def _in_session(
+    async def in_session(
         self, session: Session, source: SandboxSource, *, put_context: bool
     ) -> RLMChatCompletion:
+        """The run itself; around it goes `watched`."""
         places = asyncio.Semaphore(self.config.max_concurrent_subcalls)
         self._children = Children(self, session, source, places)
         inherited = None if put_context or self._parent is None else self._parent.config.tools
@@ -239,17 +240,17 @@ class Run:
         """A call out of one of the run's cells."""
         self._calls_made += 1
         self._in_flight += 1
-        self._observer.calls_changed(self._in_flight, self._calls_made)
+        self.observer.calls_changed(self._in_flight, self._calls_made)
         try:
             if call.kind == "tool":
                 async with self._tool_places:
                     return await self.config.tools.call(call.tool, call.prompt)
             if call.kind == "rlm" and self._children is not None and self.depth + 1 < self.config.max_depth:
                 return await self._children.answer(call)
-            return await self.broker.handle(call, self.account)
+            return await self.broker.handle(call, self.account, self._deadline.at)
         finally:
             self._in_flight -= 1
-            self._observer.calls_changed(self._in_flight, self._calls_made)
+            self.observer.calls_changed(self._in_flight, self._calls_made)
 
     async def _turns(self, session: Session) -> str | None:
         """The answer, or None when the turns are used up."""
@@ -261,7 +262,7 @@ class Run:
         )
         previous: TurnOutcome | None = None
         for self._turn in range(1, turns + 1):
-            self._observer.turn_started(self._turn, turns)
+            self.observer.turn_started(self._turn, turns)
             await self.callbacks.call("on_iteration_start", self.depth, self._turn)
             started = time.monotonic()
             self._talk.say(turn_prompt(self._turn, turns, self._task.question))
@@ -272,11 +273,14 @@ class Run:
             if answer is None and parsed.answer is not None and not parsed.answer.is_variable:
                 answer = parsed.answer.value
             await self._end_turn(response, blocks, answer, started)
+            await self.callbacks.call(
+                "on_iteration_complete", self.depth, self._turn, time.monotonic() - started
+            )
             if answer is not None:
                 self._talk.reply(response.text)
                 return answer
             self._check_limits(outcome)
-            self._talk.reply(response.text or EMPTY_REPLY)
+            self._talk.reply(response.text if response.text.strip() else EMPTY_REPLY)
             self._talk.say(feedback(outcome, previous))
             previous = outcome
             if self.config.compaction is not None:
@@ -305,9 +309,9 @@ class Run:
         new = messages[self._told_repl or self._talk.first :]
         await self._tell_history(session, [dict(each) for each in new])
         if compaction.is_due(response, messages, self._client.context_window):
-            asked = (*messages[:-1], {"role": "user", "content": f"{messages[-1]['content']}\n\n{SUMMARIZE}"})
-            summary = (await self._ask_lm(LMRequest(asked))).text
-            if summary.strip():
+            asked = compaction.request(messages, self._client.context_window)
+            summary = without_thinking((await self._ask_lm(LMRequest(asked))).text).strip()
+            if summary:
                 await self._tell_history(session, [{"type": "summary", "content": summary}])
                 self._compacted += 1
                 self._talk.compact(summary, GO_ON.format(times=self._compacted))
@@ -349,11 +353,11 @@ class Run:
         results: list[CellResult] = []
         blocks: list[CodeBlock] = []
         for code in codes:
-            self._observer.cell_started(code)
+            self.observer.cell_started(code)
             result = await self._execute(session, code)
             results.append(result)
             blocks.append(CodeBlock(code, self._repl_result(session, result)))
-            self._observer.cell_ended(result)
+            self.observer.cell_ended(result)
             self._partial_answer = result.answer or self._partial_answer
             if result.answer_ready:
                 break
@@ -391,8 +395,7 @@ class Run:
             await asyncio.to_thread(self._log.turn, iteration)
         usage = self.account.usage()
         tokens = usage.total_input_tokens + usage.total_output_tokens
-        self._observer.turn_ended(iteration, self._turn, tokens)
-        await self.callbacks.call("on_iteration_complete", self.depth, self._turn, seconds)
+        self.observer.turn_ended(iteration, self._turn, tokens)
 
     async def _last_words(self) -> str:
         """The turns are used up: ask once more, for a text."""
@@ -426,12 +429,15 @@ class Run:
         """The best answer known: what `answer["content"]` held when a cell ended."""
         return self._partial_answer
 
+    def failed(self, why: str) -> RLMChatCompletion:
+        """What there is of a run that ended without an answer."""
+        return self._completion(self._partial_answer, "failed", why)
+
     def _fail(self, error: BaseException) -> None:
-        what = in_one_line(error)
         if self._log is not None:
             with contextlib.suppress(LogError):
-                self._log.finish(self._completion(self._partial_answer, "failed", what))
-        self._observer.run_failed(error)
+                self._log.finish(self.failed(in_one_line(error)))
+        self.observer.run_failed(error)
 
 
 def _answer_of(outcome: TurnOutcome) -> str | None:

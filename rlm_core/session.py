@@ -23,7 +23,7 @@ from rlm_core.observer import Observer, isolated
 from rlm_core.replies import Replies, reply_message
 from rlm_core.running_cell import RunningCell
 from rlm_core.tasks import finish_first
-from rlm_core.text import told
+from rlm_core.text import told, without_surrogates
 from rlm_core.transport.errors import RECONNECTABLE, from_rpc_error
 from rlm_core.uploads import context_parts, file_parts, write_new
 
@@ -203,7 +203,7 @@ class Session:
             seconds = self._spec.cell_timeout if timeout is None else timeout
             request = pb.ExecuteCell(
                 cell_id=f"{self._tag}{self._cells}",
-                code=_sendable(code),
+                code=without_surrogates(code),
                 timeout_ms=max(1, int(seconds * 1000)),
             )
             cell = self._cell = RunningCell(request, self._observer)
@@ -403,7 +403,7 @@ class Session:
         elif kind == "cancel":
             task = self._calls.pop(message.cancel.call_id, None)
             if task is not None:
-                task.cancel()
+                self._cancel_call(task)
         else:
             raise SandboxLost(f"the session is gone: {told(message.lost.detail)}")
 
@@ -452,10 +452,13 @@ class Session:
 
     def _cancel_calls(self) -> None:
         for task in self._calls.values():
-            task.cancel()
-            self._ending.add(task)
-            task.add_done_callback(self._ending.discard)
+            self._cancel_call(task)
         self._calls.clear()
+
+    def _cancel_call(self, task: asyncio.Task[None]) -> None:
+        task.cancel()
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
 
     def _lose(self, error: SandboxLost) -> None:
         if self._lost is None:
@@ -477,8 +480,3 @@ class Session:
     async def _why(self, error: grpc.aio.AioRpcError) -> SandboxLost:
         epitaph = await self._sandbox.epitaph(limits.EPITAPH_SECONDS)
         return SandboxLost(epitaph) if epitaph else SandboxLost(str(from_rpc_error(error)))
-
-
-def _sendable(code: str) -> str:
-    """A lone surrogate can't be sent; as an escape it means the same inside a string literal."""
-    return code.encode("utf-8", "backslashreplace").decode()

@@ -39,6 +39,11 @@ def one_line(text: str, limit: int) -> str:
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
+def without_surrogates(text: str) -> str:
+    """A lone surrogate can't be sent; as an escape it means the same inside a string of code."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def without_userinfo(url: str) -> str:
     """A URL without the name and password before its host."""
     try:

@@ -11,10 +11,9 @@ import json
 import keyword
 import logging
 import re
-import threading
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 import pydantic
 import pydantic_core
@@ -23,6 +22,7 @@ from rlm_agent.rpc.v1 import agent_pb2 as pb
 from rlm_core.broker.call import Answer, Failure
 from rlm_core.context import encode
 from rlm_core.errors import ConfigError
+from rlm_core.foreign import call_anything
 from rlm_core.text import one_line
 from rlm_core.types import TokenUsage
 
@@ -109,62 +109,16 @@ class Tools:
         except (ValueError, RecursionError, KeyError, TypeError):
             return Failure("INVALID", "the arguments of a tool are a JSON object with args and kwargs")
         try:
-            result = await _run(tool.function, args, kwargs)
+            result = await call_anything(tool.function, *args, **kwargs)
             text = pydantic_core.to_json(result, inf_nan_mode="constants").decode()
-        except pydantic.ValidationError as error:
-            return Failure("INVALID", await asyncio.to_thread(_wrong_arguments, name, error))
         except pydantic_core.PydanticSerializationError as error:
             return Failure("INVALID", f"what {name} returned is not JSON: {one_line(str(error), 300)}")
         except Exception as error:
+            if _is_of_arguments(error, tool.function):
+                return Failure("INVALID", await asyncio.to_thread(_wrong_arguments, name, error))
             log.info("tool %s failed", name, exc_info=True)
             return Failure("PROVIDER", one_line(f"{type(error).__name__}: {error}", 1_000))
         return Answer(text, "", TokenUsage())
-
-
-async def _run(function: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
-    """Whatever it raises comes out as an Exception: a tool may end its call, and nothing else."""
-    if inspect.iscoroutinefunction(inspect.unwrap(function)):
-        return await _awaited(function(*args, **kwargs))
-    made = await _in_thread(lambda: function(*args, **kwargs))
-    return await _awaited(made) if inspect.isawaitable(made) else made
-
-
-async def _awaited(work: Awaitable[Any]) -> Any:
-    try:
-        return await work
-    except Exception:
-        raise
-    except BaseException as error:
-        task = asyncio.current_task()
-        if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
-            raise
-        raise RuntimeError(repr(error)) from error
-
-
-async def _in_thread(work: Callable[[], Any]) -> Any:
-    """A thread of its own, which nothing waits for when its cell, or this process, has ended."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[tuple[Any, BaseException | None]] = loop.create_future()
-
-    def tell(result: Any, error: BaseException | None) -> None:
-        if not done.done():
-            done.set_result((result, error))
-
-    def target() -> None:
-        result, raised = None, None
-        try:
-            result = work()
-        except BaseException as error:  # noqa: BLE001 - SystemExit and others would end the thread unheard
-            raised = error
-        loop.call_soon_threadsafe(tell, result, raised)
-
-    threading.Thread(target=target, name="rlm-tool", daemon=True).start()
-    result, error = await done
-    if error is None:
-        return result
-    if isinstance(error, Exception) and not isinstance(error, StopIteration):
-        raise error
-    raise RuntimeError(repr(error)) from error
 
 
 def _parse(arguments: str) -> tuple[list[Any], dict[str, Any]]:
@@ -212,6 +166,12 @@ def _pinned(value: "functools.partial[Any]") -> Callable[..., Any]:
         return value(*args, **kwargs)
 
     return function
+
+
+def _is_of_arguments(error: Exception, function: Callable[..., Any]) -> TypeGuard[pydantic.ValidationError]:
+    """Whether they did not fit; a function may validate something itself, and pydantic names what it was."""
+    is_named = isinstance(error, pydantic.ValidationError) and error.title
+    return bool(is_named) and is_named == getattr(function, "__qualname__", None)
 
 
 def _wrong_arguments(name: str, error: pydantic.ValidationError) -> str:

@@ -81,7 +81,8 @@ class RLMChatCompletion:
     """The trajectory, when a logger captured it: `run_metadata` and `iterations`."""
     error: str | None = None
     status: str = "answered"
-    """answered · max_iterations (the response is a best effort) · failed."""
+    """answered · max_iterations (the response is a best effort) · failed · with on_limit="return" the name of
+    the limit: max_budget, max_tokens, max_calls, max_timeout or max_errors."""
     iterations: int = 0
     run_id: str = ""
     log: str | None = None

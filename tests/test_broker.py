@@ -53,8 +53,8 @@ class Recording:
 
 def broker(client: ScriptedClient, seams: Recording | None = None, **config: object) -> Broker:
     if seams is not None:
-        config |= {"policy": seams, "journal": seams}
-    made = Broker(Models([client]), BrokerConfig(**config))  # type: ignore[arg-type]
+        config |= {"policy": seams}
+    made = Broker(Models([client]), BrokerConfig(**config), journal=seams)  # type: ignore[arg-type]
     if seams is not None:
         seams.broker = made
     return made
@@ -111,11 +111,11 @@ async def test_no_more_calls_than_allowed_are_on_their_way() -> None:
 
 async def test_usage_is_the_sum_of_all_calls_and_each_cell_has_its_record() -> None:
     replies: list[Reply] = [
-        LMResponse("a", "m", TokenUsage(10, 1, 2, 3, 0.5)),
+        LMResponse("a", "m-2026-01-01", TokenUsage(10, 1, 2, 3, 0.5)),
         LMResponse("b", "m", TokenUsage(20, 2)),
         ProviderRejected("no"),
     ]
-    one = broker(ScriptedClient(replies))
+    one = broker(ScriptedClient(replies, "m"))
     tree = Account()
     account = Account(tree)
     for number in range(3):

@@ -71,7 +71,7 @@ async def carry_out(budget: Checked, plan: Planned, gate: asyncio.Event, billed:
         if plan.outcome == "answered":
             most = most_tokens(prompt(plan.characters))
             output = int((reservation.output_tokens or 1_000) * plan.used_output)
-            usage = TokenUsage(int(most * plan.used_input), output)
+            usage = TokenUsage(max(1, int(most * plan.used_input)), output)
             usage = TokenUsage(usage.input_tokens, output, cost=PRICE.of(usage))
             billed.append(usage)
         may_be_billed = plan.outcome != "refused"

@@ -86,10 +86,30 @@ def test_a_key_goes_only_to_its_own_provider(monkeypatch: pytest.MonkeyPatch) ->
 def test_what_a_provider_does_wrong_is_one_clear_line(
     reply: Any, error: type[Exception], message: str
 ) -> None:
-    with lm_server(lambda request: reply) as server, RLM(**openai(server.base_url)) as rlm:
+    with lm_server(lambda request: reply) as server, RLM(**openai(server.base_url, api_key="mine")) as rlm:
         with pytest.raises(error, match=message) as caught:
             rlm.completion("x")
     assert "\n" not in str(caught.value)
+
+
+def test_a_server_that_wants_a_key_is_said_to_have_got_none() -> None:
+    with lm_server(lambda request: (401, {"error": {"message": "who is it?"}})) as server:
+        with (
+            RLM(**openai(server.base_url)) as rlm,
+            pytest.raises(ProviderRefused, match="none was sent: pass"),
+        ):
+            rlm.completion("x")
+
+
+def test_a_router_that_is_named_by_its_address_gets_its_own_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-openai")
+    monkeypatch.setenv("OPENROUTER_API_KEY", "sk-router")
+    for url, key in (
+        ("https://openrouter.ai/api/v1", "sk-router"),
+        ("https://openrouter.ai.evil.com", "no-key"),
+    ):
+        client: Any = make_client("openai", {"model_name": "m", "base_url": url})
+        assert client._client.api_key == key
 
 
 def test_an_unreachable_server_is_one_clear_line() -> None:

@@ -1,5 +1,7 @@
 """Every provider's official SDK against a server that is not ours: llmock, with the faults that it injects."""
 
+import json
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -11,10 +13,12 @@ from llmock.pytest_plugin import LLMock
 from rlm_core import ConfigError, ProviderError, ProviderRefused, ProviderRejected, ProviderUnreachable
 from rlm_core.broker.account import Account
 from rlm_core.broker.broker import Broker, BrokerConfig, Models
+from rlm_core.broker.budget import Limits
 from rlm_core.broker.retry import RetryPolicy
 from rlm_core.clients import LMClient, LMRequest, LMResponse, make_client
-from rlm_core.errors import ProviderOverloaded
-from tests.support.lm_server import lm_server
+from rlm_core.errors import BudgetRefused, ProviderOverloaded
+from tests.support.hanging_up import hanging_up
+from tests.support.lm_server import completion, lm_server
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the SDKs, in their own code
 FAST = RetryPolicy(first_delay=0.01, longest_delay=0.05)
@@ -76,10 +80,11 @@ async def asked(client: LMClient, policy: RetryPolicy = FAST) -> AsyncIterator[A
 @ways
 async def test_an_answer_with_its_usage(way: Way, llmock: LLMock) -> None:
     llmock.reply("All well ☃", times=None)
-    async with asked(way.make(llmock)) as ask:
-        response = await ask()
-    assert response.text == "All well ☃" and response.finish_reason
-    assert response.usage.input_tokens > 0 and response.usage.output_tokens > 0
+    for _ in range(2):  # a client that was closed leaves the next one alone
+        async with asked(way.make(llmock)) as ask:
+            response = await ask()
+        assert response.text == "All well ☃" and response.finish_reason
+        assert response.usage.input_tokens > 0 and response.usage.output_tokens > 0
 
 
 @ways
@@ -136,6 +141,29 @@ async def test_an_answer_that_does_not_come_may_have_been_billed(way: Way, llmoc
     assert caught.value.may_be_billed
 
 
+@ways
+async def test_a_connection_that_breaks_may_have_been_billed_and_is_the_brokers_to_try_again(
+    way: Way,
+) -> None:
+    with hanging_up() as server:
+        kwargs = {"model_name": way.model, "base_url": server.base_url, "api_key": "k", "max_retries": 0}
+        async with asked(make_client(way.backend, {**kwargs, **way.kwargs})) as ask:
+            with pytest.raises(ProviderUnreachable, match="broke") as caught:
+                await ask()
+    assert caught.value.may_be_billed and server.requests == 1
+
+
+@ways
+async def test_a_server_that_is_not_there_has_billed_nothing(way: Way) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    kwargs = {"model_name": way.model, "base_url": f"http://127.0.0.1:{port}/v1", "api_key": "k"}
+    async with asked(make_client(way.backend, {**kwargs, **way.kwargs, "max_retries": 0})) as ask:
+        with pytest.raises(ProviderUnreachable, match="is the server running") as caught:
+            await ask()
+    assert not caught.value.may_be_billed
+
+
 @pytest.mark.parametrize("fault", ["disconnect", "truncate", "stall"])
 async def test_a_stream_that_breaks_is_never_taken_for_an_answer(fault: str, llmock: LLMock) -> None:
     getattr(llmock, fault)(after_chunks=2, times=1)
@@ -143,7 +171,89 @@ async def test_a_stream_that_breaks_is_never_taken_for_an_answer(fault: str, llm
     client = WAYS["anthropic, streamed"].make(llmock, timeout=1.0)
     async with asked(client) as ask:
         assert (await ask()).text == "the whole of it, in as many words as it takes"
+    assert [bool(each.body.get("stream")) for each in llmock.requests] == [True, True]
     llmock.assert_resilient()
+
+
+async def test_anthropics_shorter_answers_are_not_streamed(llmock: LLMock) -> None:
+    llmock.reply("short", times=None)
+    async with asked(WAYS["anthropic"].make(llmock)) as ask:
+        await ask()
+    assert not llmock.requests[0].body.get("stream")
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "max_tokens is too large: {asked}. This model supports at most 4096 completion tokens, whereas you provided {asked}.",
+        "max_tokens: {asked} > 4096, which is the maximum allowed number of output tokens for m-20241022",
+        "it has a maxOutputTokens value of {asked} but the supported range is from 1 (inclusive) to 4097 (exclusive).",
+    ],
+)
+async def test_a_model_that_is_too_small_for_the_budgets_answers_is_asked_for_shorter_ones(told: str) -> None:
+    def answer(request: dict[str, Any]) -> str | tuple[int, dict[str, Any]]:
+        if (asked_for := request["max_tokens"]) > 4096:
+            return 400, {"error": {"message": told.format(asked=asked_for)}}
+        return "short"
+
+    with lm_server(answer) as server:
+        client = make_client("vllm", {"model_name": "m", "base_url": server.base_url})
+        broker = Broker(Models([client]), BrokerConfig(limits=Limits(max_tokens=100_000)))
+        for _ in range(2):
+            assert (await broker.ask(client, ROOT, Account())).text == "short"
+        await client.aclose()
+    assert [each["max_tokens"] for each in server.requests] == [16_384, 4096, 4096]
+
+
+async def test_an_answer_is_never_asked_to_be_shorter_than_its_thoughts() -> None:
+    thinking = {"type": "enabled", "budget_tokens": 2_000}
+    client = WAYS["anthropic"]
+    kwargs = {"model_name": client.model, "api_key": "k", "sampling_args": {"thinking": thinking}}
+    made = make_client("anthropic", {**kwargs, "base_url": "http://127.0.0.1:1"})
+    broker = Broker(Models([made]), BrokerConfig(limits=Limits(max_tokens=2_000)))
+    with pytest.raises(BudgetRefused):
+        await broker.ask(made, ROOT, Account())
+    await made.aclose()
+
+
+@ways
+async def test_a_key_that_a_server_says_again_is_told_to_nobody(
+    way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOME_API_KEY", "sk-of-the-environment")
+    told = "sk-that-was-sent and sk-of-the-environment are bad"
+    with lm_server(lambda request: (401, {"error": {"message": told}})) as server:
+        url = f"{server.base_url}?token=secret-in-the-query" if way.backend == "openai" else server.base_url
+        kwargs = {"model_name": way.model, "base_url": url, "api_key": "sk-that-was-sent", **way.kwargs}
+        async with asked(make_client(way.backend, kwargs)) as ask:
+            with pytest.raises(ProviderRefused) as caught:
+                await ask()
+    assert "sk-" not in str(caught.value) and "secret" not in str(caught.value)
+
+
+@ways
+async def test_lone_surrogates_come_and_go_as_escapes(way: Way, llmock: LLMock) -> None:
+    llmock.reply("fine", times=None)
+    async with asked(way.make(llmock)) as ask:
+        await ask(LMRequest.of_prompt("caf\udce9"))
+    assert "caf\\\\udce9" in json.dumps(llmock.requests[0].body)
+
+
+async def test_a_lone_surrogate_of_an_answer_ends_nothing() -> None:
+    body = json.dumps(completion("a \ud83d b", "m")).encode()
+    with lm_server(lambda request: body) as server:
+        client = make_client("vllm", {"model_name": "m", "base_url": server.base_url})
+        async with asked(client) as ask:
+            assert (await ask()).text == "a \\ud83d b"
+
+
+@ways
+def test_what_would_make_another_request_of_a_call_is_no_sampling(way: Way) -> None:
+    for name in ("n", "stream", "model", "messages", "tools", "extra_body"):
+        value = {"max_tokens": 9} if name == "extra_body" else 3
+        kwargs = {"model_name": way.model, "api_key": "k", "base_url": "http://127.0.0.1:1/v1", **way.kwargs}
+        with pytest.raises(ConfigError, match="one request for one text"):
+            make_client(way.backend, {**kwargs, "sampling_args": {name: value}})
 
 
 @ways

@@ -69,12 +69,12 @@ async def test_no_minute_has_more_than_the_callers_own_limits(
     rate: Rate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pace_module, "WINDOW_SECONDS", 0.15)
-    pace = Pace(rate)
-    slots = await asyncio.gather(*[pace.take(10) for _ in range(8)])
+    pace, places = Pace(rate), asyncio.Semaphore(100)
+    slots = await asyncio.gather(*[pace.take(10, places) for _ in range(8)])
     times = [slot.at for slot in slots]
     assert times == sorted(times)  # first come, first served
     assert all(later - earlier >= 0.15 for earlier, later in zip(times, times[3:], strict=False))
-    big = await pace.take(1_000)  # more than ever fits waits for an empty minute, not for ever
+    big = await pace.take(1_000, places)  # more than ever fits waits for an empty minute, not for ever
     assert big.at - times[-1] >= 0.15 or rate.tokens_per_minute is None
 
 

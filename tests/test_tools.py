@@ -197,4 +197,4 @@ async def test_a_partial_keeps_what_it_was_given() -> None:
     assert (await tools.call("read", '{"args": ["a"], "kwargs": {}}')).text == '"/srv/a"'  # type: ignore[union-attr]
     stolen = await tools.call("read", '{"args": ["shadow"], "kwargs": {"root": "/etc"}}')
     assert isinstance(stolen, Failure) and "unexpected keyword argument 'root'" in stolen.message
-    assert tools.descriptions == ("`read(path)`",) or "root" not in tools.descriptions[0].partition(")")[0]
+    assert tools.descriptions[0].partition(":")[0] == "`read(path)`"

@@ -40,11 +40,13 @@ class Account:
 
 
 def _record(call: Call, result: Answer | Failure, seconds: float) -> RLMChatCompletion:
-    if isinstance(result, Failure):
-        prompt, usage = _cut(call.prompt), UsageSummary()
-        return RLMChatCompletion(call.model or "", prompt, "", usage, seconds, error=result.message)
     if result.child is not None:  # whose prompt costs nothing by itself
         return replace(result.child, prompt=_cut(call.prompt))
+    if isinstance(result, Failure):
+        prompt, usage = _cut(call.prompt), UsageSummary()
+        return RLMChatCompletion(
+            call.model or "", prompt, "", usage, seconds, error=result.message, status="failed"
+        )
     meter = UsageMeter()
     meter.add(result.model, result.usage)
     return RLMChatCompletion(result.model, call.prompt, result.text, meter.summary(), seconds)

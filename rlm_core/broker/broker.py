@@ -18,8 +18,9 @@ from rlm_core.broker.retry import RetryPolicy, with_retries
 from rlm_core.broker.seams import Journal, KnownKinds, MemoryJournal, Policy
 from rlm_core.clients.base import LMClient, LMRequest, LMResponse
 from rlm_core.deadline import without
-from rlm_core.errors import CallFailed, ConfigError, ProviderError, RunFailed
+from rlm_core.errors import CallFailed, ConfigError, ProviderError, ProviderRejected, RunFailed
 from rlm_core.prices import Price, PriceTable
+from rlm_core.text import without_surrogates
 
 CUT = frozenset({"length", "max_tokens", "max_output_tokens"})
 """Finish reasons of an answer that had no more tokens; in lower case."""
@@ -31,25 +32,35 @@ __all__ = ["Broker", "BrokerConfig", "Models"]
 class BrokerConfig:
     max_concurrent_calls: int = 64
     call_timeout: float = 300.0
-    """Seconds, waiting for a place included."""
+    """Seconds, from when a call has its place."""
     limits: Limits = field(default_factory=Limits)
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     prices: PriceTable = field(default_factory=PriceTable)
     policy: Policy = field(default_factory=KnownKinds)
-    journal: Journal = field(default_factory=MemoryJournal)
 
 
 class Broker:
     def __init__(
-        self, models: Models, config: BrokerConfig | None = None, cache: DiskCache | None = None
+        self,
+        models: Models,
+        config: BrokerConfig | None = None,
+        cache: DiskCache | None = None,
+        journal: Journal | None = None,
     ) -> None:
-        """Raises ConfigError when a model has no price and there is a limit in USD."""
+        """The journal is of this tree alone.
+
+        Raises:
+            ConfigError: a model has no price and there is a limit in USD.
+        """
         self.models = models
         self._config = config or BrokerConfig()
         self._cache = cache
+        self._journal = journal or MemoryJournal()
         self.budget = Budget(self._config.limits)
         self.children = 0
         """Runs of the tree that are at work below its root."""
+        self._longest: dict[str, int] = {}
+        """Tokens that an answer of a model may have, as its provider has told."""
         self._places = asyncio.Semaphore(self._config.max_concurrent_calls)
         for client in models.clients:
             self._price(client)
@@ -75,21 +86,22 @@ class Broker:
             ProviderError: it did not answer.
             BudgetRefused: what is left of a limit is not enough.
         """
+        request = _sendable(request)
         if self._cache is not None and (cached := await self._cache.get(client, request)) is not None:
             return cached
         keyed = replace(request, idempotency_key=secrets.token_hex(16))
         price, pace = self._price(client), self.models.pace(client)
 
         async def attempt() -> LMResponse:
+            tokens = likely_tokens(request.messages) + (client.output_tokens or 0)
             with without(limit):
-                slot = await pace.take(likely_tokens(request.messages) + (client.output_tokens or 0))
+                slot = await pace.take(tokens, self._places)
             try:
-                async with self._places:
-                    response = await self._ask_once(client, keyed, price, call)
+                response = await self._ask_knowing_its_length(client, keyed, price, call)
             finally:
-                pace.release()
+                pace.release(self._places)
             slot.tokens = response.usage.input_tokens + response.usage.output_tokens or slot.tokens
-            account.add(response.model, response.usage)
+            account.add(client.model_name, response.usage)
             return response
 
         policy = self._config.retry
@@ -106,13 +118,13 @@ class Broker:
         ours = self.budget.limits.count_tokens and (not wanted or response.usage.output_tokens < wanted)
         return ours and response.finish_reason.lower() in CUT
 
-    async def handle(self, call: Call, account: Account) -> Answer | Failure:
+    async def handle(self, call: Call, account: Account, deadline: float | None = None) -> Answer | Failure:
         """A call out of a cell; a failure is an answer too, and ends nothing but this call."""
         started = time.monotonic()
         seconds = self._config.call_timeout
         try:
             async with asyncio.timeout(seconds) as limit:
-                result: Answer | Failure = await self._answer(call, account, limit)
+                result: Answer | Failure = await self._answer(call, account, deadline, limit)
         except TimeoutError:
             result = Failure("DEADLINE", f"no answer within {seconds:.0f} s")
         except (CallFailed, ConfigError, RunFailed) as error:
@@ -122,45 +134,66 @@ class Broker:
 
     def take_recorded(self, call: Call) -> Answer | None:
         """An answer that was paid for already, in a cell that did not end well."""
-        recorded = self._config.journal.recorded(call)
+        recorded = self._journal.recorded(call)
         if recorded is not None:
-            self._config.journal.end(call, recorded)
+            self._journal.end(call, recorded)
         return recorded
 
     def record(self, call: Call, answer: Answer) -> None:
-        self._config.journal.end(call, answer)
+        self._journal.end(call, answer)
 
     def cell_ended(self, session_id: str, cell_id: str, *, ok: bool) -> None:
         """What a cell had bought that did not end well is there again for the same questions."""
-        self._config.journal.cell_ended(session_id, cell_id, ok=ok)
+        self._journal.cell_ended(session_id, cell_id, ok=ok)
 
-    async def _answer(self, call: Call, account: Account, limit: asyncio.Timeout) -> Answer:
+    async def _answer(
+        self, call: Call, account: Account, deadline: float | None, limit: asyncio.Timeout
+    ) -> Answer:
         self._config.policy.check(call)
         client = self.models.for_call(call.model)
         if recorded := self.take_recorded(call):
             return recorded
         request = LMRequest.of_prompt(call.prompt)
-        response = await self.ask(client, request, account, limit=limit, call=call)
-        if not response.text:
+        response = await self.ask(client, request, account, deadline=deadline, limit=limit, call=call)
+        if not response.text.strip():
             why = f" (finish reason {response.finish_reason!r})" if response.finish_reason else ""
             raise ProviderError(f"model {response.model!r} gave an empty reply{why}")
         return answer_of(response)
+
+    async def _ask_knowing_its_length(
+        self, client: LMClient, request: LMRequest, price: Price | None, call: Call | None
+    ) -> LMResponse:
+        """A budget asks for an answer of a certain length, which a model may be too small for: it says so."""
+        try:
+            return await self._ask_once(client, request, price, call)
+        except ProviderRejected as error:
+            if error.most_output_tokens is None or request.max_output_tokens or client.output_tokens:
+                raise
+            self._longest[client.model_name] = error.most_output_tokens
+        return await self._ask_once(client, request, price, call)
 
     async def _ask_once(
         self, client: LMClient, request: LMRequest, price: Price | None, call: Call | None
     ) -> LMResponse:
         """Reserve, write the intent down, ask, write the answer down, settle."""
-        wanted = request.max_output_tokens or client.output_tokens
-        reservation = await self.budget.reserve(request.messages, wanted, price, client.context_window)
+        wanted = request.max_output_tokens or client.output_tokens or self._longest.get(client.model_name)
+        reservation = await self.budget.reserve(
+            request.messages,
+            wanted,
+            price,
+            client.context_window,
+            least=client.least_output_tokens,
+            beside=client.tokens_beside,
+        )
         response: LMResponse | None = None
         may_be_billed = True  # where it is cancelled, nobody knows
         try:
             if call is not None:
-                self._config.journal.begin(call)
-            bounded = replace(request, max_output_tokens=reservation.output_tokens)
-            response = _priced(await client.complete(bounded), price)
-            if call is not None and response.text:
-                self._config.journal.end(call, answer_of(response))
+                self._journal.begin(call)
+            answered = await client.complete(_bounded(request, reservation.output_tokens))
+            response = _priced(replace(answered, text=without_surrogates(answered.text)), price)
+            if call is not None and response.text.strip():
+                self._journal.end(call, answer_of(response))
             return response
         except ProviderError as error:
             may_be_billed = error.may_be_billed
@@ -185,6 +218,20 @@ class Broker:
 
 def answer_of(response: LMResponse) -> Answer:
     return Answer(response.text, response.model, response.usage)
+
+
+def _sendable(request: LMRequest) -> LMRequest:
+    """Lone surrogates, of a command line or of a JSON escape, can't be sent to anybody."""
+    clean = [{**each, "content": without_surrogates(each["content"])} for each in request.messages]
+    return replace(request, messages=tuple(clean))
+
+
+def _bounded(request: LMRequest, output_tokens: int | None) -> LMRequest:
+    """With as long an answer as there is room for; the key is that of a body, and this may change it."""
+    if output_tokens == request.max_output_tokens:
+        return request
+    key = f"{request.idempotency_key}-{output_tokens}"
+    return replace(request, max_output_tokens=output_tokens, idempotency_key=key)
 
 
 def _priced(response: LMResponse, price: Price | None) -> LMResponse:

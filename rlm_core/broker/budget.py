@@ -25,8 +25,9 @@ OUTPUT_TOKENS = 16_384
 """Of an answer under a budget, where the caller sets no limit of its own."""
 LEAST_OUTPUT_TOKENS = 256
 """An answer that has to be shorter is not worth its prompt."""
-MESSAGE_TOKENS = 32
-"""Around each message, in every chat format we know of (measured: 3 to 12)."""
+MESSAGE_TOKENS, REQUEST_TOKENS = 32, 256
+"""Around each message, and around all of them: chat formats add 3 to 12 (measured), and some a preamble of
+their own when there is no system message (measured 30; the longest that we know of has some 70)."""
 EPSILON = 1e-9
 """USD; sums of floating-point numbers."""
 
@@ -72,12 +73,12 @@ class Reservation:
 def most_tokens(messages: Sequence[Message]) -> int:
     """An upper bound: no tokenizer in use makes more tokens of a text than it has bytes."""
     sizes = (len(message["content"].encode("utf-8", "surrogatepass")) for message in messages)
-    return sum(size + MESSAGE_TOKENS for size in sizes)
+    return REQUEST_TOKENS + sum(size + MESSAGE_TOKENS for size in sizes)
 
 
 def likely_tokens(messages: Sequence[Message]) -> float:
     """Of English text; no bound."""
-    return most_tokens(messages) / BYTES_PER_TOKEN
+    return sum(len(message["content"]) for message in messages) / BYTES_PER_TOKEN
 
 
 class Budget:
@@ -96,18 +97,23 @@ class Budget:
         output_tokens: int | None,
         price: Price | None,
         window: int = 4 * OUTPUT_TOKENS,
+        *,
+        least: int = 0,
+        beside: int = 0,
     ) -> Reservation:
         """Set the worst case of a call aside; waits while others on their way may give enough back.
 
         Args:
             output_tokens: that the answer may have; None: a quarter of the model's `window` at most.
+            least: tokens that the answer must be allowed to have.
+            beside: tokens that the prompt may have beside its messages.
 
         Raises:
             BudgetRefused: what is left is not enough.
         """
-        prompt = most_tokens(messages) if self.limits.count_tokens else 0
-        wanted = output_tokens or max(1, min(OUTPUT_TOKENS, window // 4))
-        least = min(wanted, LEAST_OUTPUT_TOKENS)
+        prompt = most_tokens(messages) + beside if self.limits.count_tokens else 0
+        wanted = output_tokens or max(least, 1, min(OUTPUT_TOKENS, window // 4))
+        least = min(wanted, max(least, LEAST_OUTPUT_TOKENS))
         while True:
             fits = self._fitting(prompt, price, wanted, self.spent + self.reserved)
             if fits == wanted or (fits >= least and not self.reserved.calls):

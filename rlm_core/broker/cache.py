@@ -58,7 +58,7 @@ class DiskCache:
     async def put(self, client: LMClient, request: LMRequest, response: LMResponse) -> None:
         """Write it down; cancelling this does not stop it."""
         if client.identity:
-            await asyncio.to_thread(self._put, _question(client, request), response)
+            await asyncio.shield(asyncio.to_thread(self._put, _question(client, request), response))
 
     async def forget(self) -> None:
         """Nobody will ask for this scope again."""

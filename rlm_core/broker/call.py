@@ -36,3 +36,5 @@ class Failure:
 
     code: str
     message: str
+    child: RLMChatCompletion | None = None
+    """The run that failed."""

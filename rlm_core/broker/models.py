@@ -15,11 +15,17 @@ class Models:
         self.root = clients[0]
         self.sub = clients[1] if len(clients) > 1 else clients[0]
         self._by_name = {client.model_name: client for client in reversed(clients)}
-        self._paces = {id(client): Pace(client.rate, client.max_concurrent) for client in clients}
+        paces: dict[str, Pace] = {}
+        self._paces = {
+            id(client): paces.setdefault(
+                client.account or str(id(client)), Pace(client.rate, client.max_concurrent)
+            )
+            for client in clients
+        }
 
     def for_call(self, model: str | None) -> LMClient:
         """Raises ConfigError for an unknown name, with the known ones."""
-        return self.sub if model is None else self.named(model)
+        return self.sub if model in (None, self.sub.model_name) else self.named(str(model))
 
     def for_child(self, model: str | None) -> LMClient:
         """The root LM of a child run. Raises ConfigError for an unknown name, with the known ones."""

@@ -41,16 +41,19 @@ class Pace:
         """Nothing is asked for so long."""
         self._not_before = max(self._not_before, asyncio.get_running_loop().time() + seconds)
 
-    async def take(self, tokens: float) -> Slot:
+    async def take(self, tokens: float, shared: asyncio.Semaphore) -> Slot:
         """Wait until one more request may be sent; first come, first served. Then `release` it.
 
         Args:
             tokens: that it will need, as far as one can tell.
+            shared: places that it shares with other clients; one is taken last, so that a client that has
+                to wait takes none from the others, and its minute begins when the request is sent.
         """
         async with self._turn:
             await self._places.acquire()
             try:
                 await self._until_it_may(tokens)
+                await shared.acquire()
             except BaseException:
                 self._places.release()
                 raise
@@ -59,8 +62,9 @@ class Pace:
                 self._recent.append(slot)
             return slot
 
-    def release(self) -> None:
+    def release(self, shared: asyncio.Semaphore) -> None:
         """The request has ended."""
+        shared.release()
         self._places.release()
 
     async def _until_it_may(self, tokens: float) -> None:

@@ -11,8 +11,10 @@ from typing import Any
 from rlm_core.arguments import check_number
 from rlm_core.broker.pace import Rate
 from rlm_core.clients.base import LMClient, LMRequest, LMResponse
+from rlm_core.clients.failures import DETAIL_CHARS
 from rlm_core.clients.scripted import ScriptedClient
 from rlm_core.errors import ConfigError, MissingExtra
+from rlm_core.text import one_line
 
 __all__ = ["LMClient", "LMRequest", "LMResponse", "ScriptedClient", "known_backends", "make_client"]
 
@@ -59,9 +61,13 @@ def make_client(backend: str, kwargs: Mapping[str, Any]) -> LMClient:
     rate, arguments = _rate(kwargs)
     try:
         client = kind(**arguments)
-    except TypeError as error:
-        raise ConfigError(f"backend_kwargs for {backend!r}: {error}") from None
+    except (TypeError, ValueError) as error:
+        detail = one_line(str(error), DETAIL_CHARS)
+        raise ConfigError(f"backend_kwargs for {backend!r}: {detail}") from None
     client.rate, client.identity = rate, _identity(client, backend, arguments)
+    if client.max_concurrent is None:
+        shared = {name: value for name, value in kwargs.items() if name != "sampling_args"}
+        client.account = _hash([backend, shared, dict(client.resolved)])
     return client
 
 
@@ -77,8 +83,12 @@ def _identity(client: LMClient, backend: str, kwargs: Mapping[str, Any]) -> str:
     """A hash, as arguments may be secret; empty where one of them is an object."""
     decisive = {name: value for name, value in kwargs.items() if name not in WITHOUT_EFFECT}
     decisive |= {name: str(value) for name, value in decisive.items() if isinstance(value, Path)}
+    return _hash([backend, decisive, dict(client.resolved)])
+
+
+def _hash(parts: list[Any]) -> str:
     try:
-        text = json.dumps([backend, decisive, dict(client.resolved)], sort_keys=True)
+        text = json.dumps(parts, sort_keys=True)
     except (TypeError, ValueError):
         return ""
     return hashlib.sha256(text.encode()).hexdigest()

@@ -8,15 +8,17 @@ from urllib.parse import urlsplit
 import anthropic
 
 from rlm_core.clients.base import LMClient, LMRequest, LMResponse
-from rlm_core.clients.failures import DETAIL_CHARS, Peer, transport_errors
+from rlm_core.clients.failures import DETAIL_CHARS, NO_KEY, Peer, transport_errors
+from rlm_core.clients.sampling import json_size, refuse_ours
 from rlm_core.errors import ConfigError, ProviderError
-from rlm_core.text import one_line, without_userinfo
+from rlm_core.text import one_line
 from rlm_core.types import TokenUsage
 
 DEFAULT_BASE_URL = "https://api.anthropic.com"
-NO_KEY = "no-key"
 MAX_TOKENS = 32_768
 """Of an answer, which this API wants to be told; as in the original library."""
+LEAST_TEXT_TOKENS = 256
+"""Beside what it may think, which is part of the answer."""
 STREAMED_TOKENS = 16_384
 """Longer answers are streamed: the SDK refuses to wait in one piece for what may take ten minutes."""
 CONTEXT_WINDOW = 200_000
@@ -31,7 +33,7 @@ class AnthropicClient(LMClient):
         model_name: str | None = None,
         api_key: str | None = None,
         base_url: str | None = None,
-        max_tokens: int = MAX_TOKENS,
+        max_tokens: int | None = None,
         sampling_args: Mapping[str, Any] | None = None,
         context_window: int = CONTEXT_WINDOW,
         timeout: float = 600.0,
@@ -46,8 +48,11 @@ class AnthropicClient(LMClient):
         self.max_retries = max_retries
         self.base_url = base_url or os.environ.get("ANTHROPIC_BASE_URL") or DEFAULT_BASE_URL
         self.resolved = {"base_url": self.base_url}
+        refuse_ours(sampling_args)
         self._sampling = {key: value for key, value in (sampling_args or {}).items() if value is not None}
         self.output_tokens = self._sampling.pop("max_tokens", max_tokens)
+        self.tokens_beside = json_size(self._sampling)
+        self.least_output_tokens = _thinking(self._sampling)
         try:
             self._client = anthropic.AsyncAnthropic(
                 api_key=api_key or _key_for(self.base_url),
@@ -65,7 +70,7 @@ class AnthropicClient(LMClient):
 
     async def complete(self, request: LMRequest) -> LMResponse:
         model = request.model or self.model_name
-        peer = Peer(without_userinfo(self.base_url), model, self.context_window)
+        peer = Peer.at(self.base_url, model, self.context_window, self._client.api_key)
         limit = request.max_output_tokens or self.output_tokens or MAX_TOKENS
         arguments = {**self._sampling, **_messages(request), "model": model, "max_tokens": limit}
         if request.idempotency_key:
@@ -81,8 +86,8 @@ class AnthropicClient(LMClient):
         except anthropic.AnthropicError as error:
             raise _failure(error, peer) from None
         except transport_errors() as error:  # of a stream, which the SDK lets through
-            raise peer.unreachable(error, sent=True) from None
-        except (TypeError, ValueError, AttributeError, LookupError, AssertionError) as error:
+            raise peer.lost(error, timeout=isinstance(error, TimeoutError)) from None
+        except (TypeError, ValueError, AttributeError, LookupError, AssertionError, RecursionError) as error:
             if "sampling" in str(error) or "unexpected keyword" in str(error):
                 detail = one_line(str(error), DETAIL_CHARS)
                 raise ConfigError(f"sampling_args: {detail}; use extra_body for others") from None
@@ -102,6 +107,13 @@ def _key_for(base_url: str) -> str:
             "no API key for Anthropic: set ANTHROPIC_API_KEY, or pass api_key (in backend_kwargs)"
         )
     return key
+
+
+def _thinking(sampling: Mapping[str, Any]) -> int:
+    """Tokens that an answer must be allowed to have, so that the API takes the request at all."""
+    thinking = sampling.get("thinking")
+    budget = thinking.get("budget_tokens") if isinstance(thinking, Mapping) else None
+    return budget + LEAST_TEXT_TOKENS if isinstance(budget, int) else 0
 
 
 def _messages(request: LMRequest) -> dict[str, Any]:
@@ -140,11 +152,8 @@ def _response(message: Any, model: str, peer: Peer) -> LMResponse:
 
 
 def _failure(error: anthropic.AnthropicError, peer: Peer) -> ProviderError:
-    if isinstance(error, anthropic.APITimeoutError):
-        return peer.too_slow()
     if isinstance(error, anthropic.APIConnectionError):
-        cause = error.__cause__ or error
-        return peer.unreachable(cause, sent="connect" not in type(cause).__name__.lower())
+        return peer.lost(error, timeout=isinstance(error, anthropic.APITimeoutError))
     if isinstance(error, anthropic.APIStatusError):
         began_well = error.status_code < 400  # it is an event of the stream
         status = 500 if began_well else error.status_code

@@ -2,6 +2,7 @@
 
 import os
 from typing import Any, ClassVar
+from urllib.parse import urlsplit
 
 import openai
 
@@ -9,6 +10,7 @@ from rlm_core.clients.openai import OpenAIClient, only_what_was_passed, with_fas
 from rlm_core.errors import ConfigError
 
 DEFAULT_API_VERSION = "2024-12-01-preview"
+AZURE = (".azure.com", ".azure.us", ".azure.cn")
 
 
 class AzureOpenAIClient(OpenAIClient):
@@ -29,7 +31,9 @@ class AzureOpenAIClient(OpenAIClient):
         super().__init__(model_name, base_url=azure_endpoint, **kwargs)
 
     def _is_elsewhere(self) -> bool:
-        return False  # its address is the user's own resource, whatever it is
+        """Whether it is no resource at Azure, nor the one that the environment's key is for."""
+        host = urlsplit(self.base_url).hostname or ""
+        return not host.endswith(AZURE) and self.base_url != os.environ.get(self.base_url_variable)
 
     def _make_sdk(self, api_key: str | None, **arguments: Any) -> openai.AsyncAzureOpenAI:
         url, arguments = with_fast_http(self.base_url, arguments)

@@ -50,10 +50,17 @@ class LMClient(ABC):
     """Tokens that a prompt may have."""
     output_tokens: int | None = None
     """Tokens that an answer may have, where the caller set that."""
+    least_output_tokens: int = 0
+    """That it must be allowed to have, as it thinks first."""
+    tokens_beside: int = 0
+    """Tokens that its prompts may have beside their messages: of a schema for the answer, …"""
     max_concurrent: int | None = None
     """Requests that it works on at once; more wait for their turn, and their time does not run."""
     rate: Rate = Rate()
     """The caller's own limits."""
+    account: str = ""
+    """Clients of one provider, key and model, which differ in sampling only, share this, their rate and the
+    pauses that the provider asks for."""
     resolved: Mapping[str, str] = MappingProxyType({})
     """What its answers depend on and it did not get as an argument: an address of the environment, …"""
     identity: str = ""

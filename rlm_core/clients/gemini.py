@@ -8,13 +8,13 @@ from urllib.parse import urlsplit
 from google.genai import Client, errors, types
 
 from rlm_core.clients.base import LMClient, LMRequest, LMResponse
-from rlm_core.clients.failures import Peer, transport_errors
+from rlm_core.clients.failures import DETAIL_CHARS, NO_KEY, Peer, transport_errors
+from rlm_core.clients.sampling import json_size, refuse_ours
 from rlm_core.errors import ConfigError
-from rlm_core.text import without_userinfo
+from rlm_core.text import one_line
 from rlm_core.types import TokenUsage
 
 DEFAULT_BASE_URL = "https://generativelanguage.googleapis.com"
-NO_KEY = "no-key"
 CONTEXT_WINDOW = 1_000_000
 ROLES = {"user": "user", "assistant": "model"}
 
@@ -42,21 +42,30 @@ class GeminiClient(LMClient):
         self.max_retries = max_retries
         self.base_url = base_url or os.environ.get("GOOGLE_GEMINI_BASE_URL") or DEFAULT_BASE_URL
         self.resolved = {"base_url": self.base_url}
+        refuse_ours(sampling_args)
         self._sampling = {key: value for key, value in (sampling_args or {}).items() if value is not None}
         if "max_tokens" in self._sampling:
             self._sampling["max_output_tokens"] = self._sampling.pop("max_tokens")
         self.output_tokens = self._sampling.get("max_output_tokens")
         if unknown := sorted(self._sampling.keys() - types.GenerateContentConfig.model_fields.keys()):
             raise ConfigError(f"sampling_args: gemini knows no {', '.join(unknown)}")
-        options = types.HttpOptions(
-            base_url=self.base_url, api_version=api_version, timeout=int(timeout * 1000)
-        )
-        key = api_key or _key_for(self.base_url)
-        self._client = Client(api_key=key, vertexai=False, http_options=options)
+        self.tokens_beside = json_size(self._sampling)
+        self._key = api_key or _key_for(self.base_url)
+        try:
+            types.GenerateContentConfig(**self._sampling)
+            options = types.HttpOptions(
+                base_url=self.base_url,
+                api_version=api_version,
+                timeout=int(timeout * 1000),
+                retry_options=types.HttpRetryOptions(attempts=1),  # it is the broker that asks again
+            )
+            self._client = Client(api_key=self._key, vertexai=False, http_options=options)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"backend 'gemini': {one_line(str(error), DETAIL_CHARS)}") from None
 
     async def complete(self, request: LMRequest) -> LMResponse:
         model = request.model or self.model_name
-        peer = Peer(without_userinfo(self.base_url), model, self.context_window)
+        peer = Peer.at(self.base_url, model, self.context_window, self._key)
         try:
             made = await self._client.aio.models.generate_content(
                 model=model, contents=_contents(request), config=self._config(request)
@@ -66,11 +75,8 @@ class GeminiClient(LMClient):
             headers = getattr(error.response, "headers", None) or {}
             raise peer.of_status(int(error.code or 500), str(error), headers) from None
         except transport_errors() as error:
-            if "timeout" in type(error).__name__.lower():
-                raise peer.too_slow() from None
-            sent = "connect" not in type(error).__name__.lower()
-            raise peer.unreachable(error, sent=sent) from None
-        except (TypeError, ValueError, AttributeError, LookupError):
+            raise peer.lost(error, timeout="timeout" in type(error).__name__.lower()) from None
+        except (TypeError, ValueError, AttributeError, LookupError, RecursionError):
             raise peer.not_understood("generated content; is it Gemini's API?") from None
 
     async def aclose(self) -> None:

@@ -9,15 +9,15 @@ import openai
 
 from rlm_core.clients import openai_answers
 from rlm_core.clients.base import DEFAULT_CONTEXT_WINDOW, LMClient, LMRequest, LMResponse
-from rlm_core.clients.failures import DETAIL_CHARS, Peer
+from rlm_core.clients.failures import NO_KEY, Peer
+from rlm_core.clients.sampling import json_size, refuse_ours
 from rlm_core.errors import ConfigError, ProviderError
-from rlm_core.text import one_line, without_userinfo
 
 # It would fetch its table of prices from the internet when it is imported.
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 import litellm
 
-NO_KEY = "no-key"
+ADDRESS_VARIABLES = ("_API_BASE", "_BASE_URL", "_API_VERSION", "_ENDPOINT")
 
 
 class LiteLLMClient(LMClient):
@@ -45,18 +45,22 @@ class LiteLLMClient(LMClient):
         self.model_name = model_name
         self.context_window = context_window
         self.max_retries = max_retries
-        self._where = without_userinfo(base_url) if base_url else "LiteLLM"
+        refuse_ours(sampling_args)
+        base_url = base_url or call_kwargs.pop("api_base", None) or _address_for(model_name)
+        self._where, self._key = base_url or "LiteLLM", api_key or (NO_KEY if base_url else "")
+        self.resolved = {} if base_url else _addresses()
+        self.tokens_beside = json_size(sampling_args or {})
         self._arguments: dict[str, Any] = {**call_kwargs, **(sampling_args or {})}
         self._arguments |= {"timeout": timeout, "num_retries": 0, "max_retries": 0}
         if base_url:  # to which it would send the environment's key of whatever provider the model names
-            self._arguments |= {"base_url": base_url, "api_key": api_key or NO_KEY}
+            self._arguments |= {"base_url": base_url, "api_key": self._key}
         elif api_key:
             self._arguments["api_key"] = api_key
         self.output_tokens = self._arguments.get("max_completion_tokens") or self._arguments.get("max_tokens")
 
     async def complete(self, request: LMRequest) -> LMResponse:
         model = request.model or self.model_name
-        peer = Peer(self._where, model, self.context_window)
+        peer = Peer.at(self._where, model, self.context_window, self._key)
         arguments = dict(self._arguments)
         if request.max_output_tokens is not None:
             name = "max_completion_tokens" if "max_completion_tokens" in arguments else "max_tokens"
@@ -70,7 +74,7 @@ class LiteLLMClient(LMClient):
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001 - it lets through whatever the providers' code raises
-            raise peer.not_understood(f"a completion: {one_line(repr(error), DETAIL_CHARS)}") from None
+            raise peer.not_understood(f"a completion: {error!r}") from None
         return response
 
     async def aclose(self) -> None:
@@ -79,11 +83,30 @@ class LiteLLMClient(LMClient):
         if not LiteLLMClient.alive:
             close: Any = litellm.close_litellm_async_clients  # type: ignore[attr-defined]
             await close()
+            kept: Any = litellm.in_memory_llm_clients_cache
+            kept.flush_cache()  # else the next client would get closed connections
 
 
 def _failure(error: Any, peer: Peer) -> ProviderError:
     """It keeps a provider's status and headers where OpenAI's SDK has not got them."""
-    status = getattr(error, "status_code", None)
+    status, headers = getattr(error, "status_code", None), getattr(error, "litellm_response_headers", None)
     if isinstance(error, (openai.APITimeoutError, openai.APIConnectionError)) or not isinstance(status, int):
         return openai_answers.failure(error, peer)
-    return peer.of_status(status, str(error), getattr(error, "litellm_response_headers", None) or {})
+    if status >= 500 and not headers:  # made up: there was no reply
+        return peer.lost(error)
+    return peer.of_status(status, str(error), headers or {})
+
+
+def _addresses() -> dict[str, str]:
+    """Of the environment, where LiteLLM finds its providers."""
+    return {name: value for name, value in os.environ.items() if name.endswith(ADDRESS_VARIABLES)}
+
+
+def _address_for(model: str) -> str | None:
+    """Where the environment sends a model's provider, as LiteLLM would; its key is not for that server."""
+    try:
+        provider = litellm.get_llm_provider(model)[1].upper()
+    except openai.OpenAIError:
+        return None  # the first call says what is wrong with the name
+    names = (f"{provider}_API_BASE", f"{provider}_BASE_URL")
+    return next((value for name in names if (value := os.environ.get(name))), None)

@@ -16,6 +16,7 @@ from typing import Any
 from rlm_core.clients.base import LMClient, LMRequest, LMResponse
 from rlm_core.clients.failures import DETAIL_CHARS, Peer
 from rlm_core.clients.openai_answers import count
+from rlm_core.clients.sampling import json_size, refuse_ours
 from rlm_core.errors import ConfigError, ProviderRejected
 from rlm_core.prices import Price
 from rlm_core.text import one_line
@@ -82,6 +83,8 @@ class LlamaCppClient(LMClient):
         self.model_name = model_name if model_name and model_path else path.stem
         self.context_window = n_ctx
         self.max_retries = max_retries
+        refuse_ours(sampling_args)
+        self.tokens_beside = json_size(sampling_args or {})
         self._sampling = {_own_name(key): value for key, value in (sampling_args or {}).items()}
         self.output_tokens = self._sampling.get("max_tokens")
         stat = path.stat()

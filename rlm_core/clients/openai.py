@@ -13,12 +13,14 @@ from openai.resources.responses import AsyncResponses
 
 from rlm_core.clients import openai_answers
 from rlm_core.clients.base import DEFAULT_CONTEXT_WINDOW, LMClient, LMRequest, LMResponse
-from rlm_core.clients.failures import DETAIL_CHARS, Peer
+from rlm_core.clients.failures import DETAIL_CHARS, NO_KEY, Peer
+from rlm_core.clients.sampling import json_size, refuse_ours
 from rlm_core.errors import ConfigError, ProviderError
 from rlm_core.text import one_line, without_userinfo
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
-NO_KEY = "no-key"
+ROUTERS = {"openrouter.ai": "OPENROUTER_API_KEY", "ai-gateway.vercel.sh": "AI_GATEWAY_API_KEY"}
+"""Whose key is whose, where `base_url` names one of them."""
 APIS = ("chat", "responses")
 
 
@@ -78,7 +80,9 @@ class OpenAIClient(LMClient):
         self.api = api
         self.base_url = self._base_url(base_url)
         self.resolved = {"base_url": self.base_url}
+        refuse_ours(sampling_args)
         self._sampling = self._checked_sampling(sampling_args or {})
+        self.tokens_beside = json_size(self._sampling)
         self.output_tokens = self._sampling.get(self._limit_name)
         try:
             self._client = self._make_sdk(api_key, timeout=timeout, max_retries=0, **client_kwargs)
@@ -88,7 +92,7 @@ class OpenAIClient(LMClient):
 
     async def complete(self, request: LMRequest) -> LMResponse:
         model = request.model or self.model_name
-        peer = Peer(without_userinfo(self.base_url), model, self.context_window)
+        peer = Peer.at(self.base_url, model, self.context_window, getattr(self._client, "api_key", None))
         arguments = {**self._sampling, **self._hints(request)}
         if request.max_output_tokens is not None:
             arguments[self._limit_name] = request.max_output_tokens
@@ -108,7 +112,7 @@ class OpenAIClient(LMClient):
             return openai_answers.of_completion(completion, model)
         except self.errors.OpenAIError as error:
             raise openai_answers.failure(error, peer, self.errors) from None
-        except (ValueError, TypeError, AttributeError, LookupError):
+        except (ValueError, TypeError, AttributeError, LookupError, RecursionError):
             # The SDK makes its objects from whatever JSON arrives, unchecked.
             raise self._not_understood(peer) from None
 
@@ -134,7 +138,8 @@ class OpenAIClient(LMClient):
     def _key_of_environment(self) -> str:
         """The environment's key of this provider, for its own servers only."""
         if self._is_elsewhere():
-            return NO_KEY
+            host = urlsplit(self.base_url).hostname or ""
+            return os.environ.get(ROUTERS.get(host, "")) or NO_KEY
         key = os.environ.get(self.key_variable)
         if not key:
             raise ConfigError(

@@ -1,6 +1,5 @@
 """What OpenAI's SDK and its relatives give back, as ours."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import openai
@@ -46,33 +45,22 @@ def _usage(usage: Any, input_name: str, output_name: str) -> TokenUsage:
         return TokenUsage()
     read = getattr(usage, f"{input_name}_details", None)
     written = getattr(usage, f"{output_name}_details", None)
-    cost = (getattr(usage, "model_extra", None) or {}).get("cost")
     return TokenUsage(
         count(getattr(usage, input_name, None)),
         count(getattr(usage, output_name, None)),
         count(getattr(read, "cached_tokens", None)),
         count(getattr(written, "reasoning_tokens", None)),
-        float(cost) if isinstance(cost, (int, float)) and cost >= 0 else None,
+        _cost(usage),
     )
 
 
-NEVER_CONNECTED = {
-    "ClientConnectorError",
-    "ClientConnectorCertificateError",
-    "ClientConnectorDNSError",
-    "ClientConnectorSSLError",
-    "ConnectError",
-    "ConnectionRefusedError",
-}
-"""Exceptions of HTTP libraries by which nothing was sent."""
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error, its cause, that one's, …"""
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__
+def _cost(usage: Any) -> float | None:
+    """In USD, where it is told. With a key of the caller's, OpenRouter says 0 and what it cost elsewhere."""
+    extra = getattr(usage, "model_extra", None) or {}
+    details = extra.get("cost_details")
+    elsewhere = details.get("upstream_inference_cost") if isinstance(details, dict) else None
+    told = [extra.get("cost") or elsewhere, extra.get("cost"), getattr(usage, "cost", None)]
+    return next((float(each) for each in told if isinstance(each, (int, float)) and each >= 0), None)
 
 
 def count(value: object) -> int:
@@ -82,15 +70,7 @@ def count(value: object) -> int:
 def failure(error: Any, peer: Peer, errors: Any = openai) -> ProviderError:
     """`errors` is the module that has the SDK's exceptions, with OpenAI's names."""
     if isinstance(error, errors.APIConnectionError):
-        causes = list(_causes(error))
-        names = {type(each).__name__ for each in causes}
-        if names & NEVER_CONNECTED:
-            return peer.unreachable(causes[-1], sent=False)
-        # What HTTP libraries say of a connection that broke is a timeout for some.
-        broke = any(isinstance(each, OSError) and not isinstance(each, TimeoutError) for each in causes)
-        if isinstance(error, errors.APITimeoutError) and not broke:
-            return peer.too_slow()
-        return peer.unreachable(causes[-1], sent=True)
+        return peer.lost(error, timeout=isinstance(error, errors.APITimeoutError))
     if isinstance(error, errors.APIStatusError):
         body: Any = error.body
         told = body.get("message") if isinstance(body, dict) else None

@@ -2,7 +2,8 @@
 
 from typing import ClassVar
 
-from rlm_core.clients.openai import NO_KEY, OpenAIClient
+from rlm_core.clients.failures import NO_KEY
+from rlm_core.clients.openai import OpenAIClient
 
 
 class OpenRouterClient(OpenAIClient):

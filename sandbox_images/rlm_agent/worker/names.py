@@ -67,7 +67,8 @@ class Names:
         """For a session forked in the middle of a call: the prompt is its context, the answer is open."""
         parent_context = self._values.get("context")
         for name in [name for name in self._values if name.startswith("context_")]:
-            del self._values[name], self._namespace[name]
+            del self._values[name]
+            self._namespace.pop(name, None)  # the cell may have deleted it
         self.bind("parent_context", parent_context)
         self.add_context(0, prompt)
 
