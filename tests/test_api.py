@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib
+import importlib.metadata
 import inspect
 import os
 import signal
@@ -15,6 +16,7 @@ import pytest
 
 import rlm_core
 from rlm_core import RLM, LMRequest, RLMLogger, ScriptedClient
+from rlm_core.clients import BACKENDS, EXTRAS
 from tests.support.processes import descendants
 
 ORIGINAL = {  # rlms 0.1.3: keyword and default of RLM.__init__
@@ -100,6 +102,12 @@ def test_a_missing_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delitem(sys.modules, "rlm_core.clients.openai", raising=False)
     with pytest.raises(rlm_core.MissingExtra, match=r"pip install 'rlm-sandbox\[openai\]'"):
         RLM(backend="openai", backend_kwargs={"model_name": "m"}).completion("x")
+
+
+def test_every_backend_that_needs_a_package_has_an_extra_of_its_own() -> None:
+    extras = set(importlib.metadata.metadata("rlm-sandbox").get_all("Provides-Extra") or ())
+    needed = {EXTRAS.get(name, name) for name in BACKENDS if name != "scripted"}
+    assert {name.replace("_", "-") for name in needed} <= {name.replace("_", "-") for name in extras}
 
 
 def test_ten_completions_in_threads_of_one_rlm_give_ten_answers_and_ten_logs(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rlm_core import RLM, ConfigError
+from rlm_core import RLM, CallLimitExceededError, ConfigError
 from rlm_core.broker import cache as cache_module
 from rlm_core.broker.cache import DiskCache
 from rlm_core.clients import LMRequest, LMResponse, ScriptedClient, make_client
@@ -123,6 +123,21 @@ def test_a_completion_finds_its_own_and_a_session_too(tmp_path: Path) -> None:
         with RLM("openai", kwargs, persistent=True, cache=tmp_path / "answers.sqlite") as rlm:
             assert rlm.completion("x").response == "same" and len(server.requests) == 3
             assert rlm.completion("y").response == "same" and len(server.requests) == 5
+    assert rows(tmp_path / "answers.sqlite") == 0
+
+
+def test_a_completion_that_fails_leaves_no_answers_that_nobody_can_find(tmp_path: Path) -> None:
+    with lm_server(answer) as server:
+        kwargs: dict[str, Any] = {"model_name": "m", "base_url": server.base_url}
+        with RLM("openai", kwargs, max_calls=1, cache=tmp_path / "a.sqlite") as rlm:
+            with pytest.raises(CallLimitExceededError):
+                rlm.completion("x")
+    assert len(server.requests) == 1 and rows(tmp_path / "a.sqlite") == 0
+
+
+def rows(path: Path) -> int:
+    with closing(sqlite3.connect(path)) as database:
+        return int(database.execute("SELECT count(*) FROM answers").fetchone()[0])
 
 
 def test_what_failed_was_empty_or_cut_by_a_budget_is_not_kept(tmp_path: Path) -> None:
@@ -161,12 +176,10 @@ def test_only_its_user_can_read_it_and_it_has_no_secret(tmp_path: Path) -> None:
         )
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert not any(b"secret" in file.read_bytes() for file in tmp_path.iterdir())
-    with closing(sqlite3.connect(path)) as database:
-        assert database.execute("SELECT count(*) FROM answers").fetchone() == (3,)
+    assert rows(path) == 3
     with lm_server(answer) as server:
         complete(server, cache=path)
-    with closing(sqlite3.connect(path)) as database:  # nobody could ask for the answers of a session again
-        assert database.execute("SELECT count(*) FROM answers").fetchone() == (3,)
+    assert rows(path) == 3  # nobody could ask for the answers of a session again
 
 
 def test_a_broken_cache_harms_no_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,8 +1,8 @@
 """A small real model: in this process, and behind llama.cpp's own HTTP server. What it says is never asserted."""
 
 import asyncio
-import gc
-import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -86,22 +86,29 @@ async def test_a_call_that_is_cancelled_works_no_more_nor_does_one_that_waits(
         await client.aclose()  # which waits for what still works: 16,000 tokens are minutes
 
 
-async def test_a_forked_process_leaves_the_parents_model_alone(client: LMClient) -> None:
-    assert (await client.complete(ROOT)).text
-    (folder,) = {Path(name).parent for name in client._params.hostnames}  # type: ignore[attr-defined]
-    child = os.fork()
-    if not child:  # it must not raise into pytest
-        try:
-            client.aclose().send(None)
-        except StopIteration:
-            del client
-            gc.collect()
-            os._exit(0)
-        finally:
-            os._exit(1)
-    async with asyncio.timeout(30):
-        assert (await asyncio.to_thread(os.waitpid, child, 0))[1] == 0
-    assert folder.exists() and (await client.complete(ROOT)).text
+FORKS = """
+import asyncio, gc, os, sys
+from pathlib import Path
+from rlm_core.clients import LMRequest, make_client
+
+client = make_client("llama_cpp", {"model_path": sys.argv[1], "n_threads": 1, "sampling_args": {"max_tokens": 4}})
+ask = lambda: asyncio.run(client.complete(LMRequest.of_prompt("x"))).text
+assert ask()
+(folder,) = {Path(name).parent for name in client._params.hostnames}
+if not (child := os.fork()):
+    asyncio.run(client.aclose())
+    del client
+    gc.collect()
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+assert folder.exists() and ask()
+asyncio.run(client.aclose())
+assert not folder.exists()
+"""
+
+
+def test_a_forked_process_leaves_the_parents_model_alone() -> None:
+    subprocess.run([sys.executable, "-c", FORKS, str(KWARGS["model_path"])], check=True, timeout=60)
 
 
 async def test_two_at_once() -> None:

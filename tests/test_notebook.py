@@ -42,14 +42,32 @@ def answer(request: dict[str, Any]) -> str:
         return "```repl\nFINAL(llm_query('Sum up: ' + context[:100]))\n```"
     if "powers of two" in question:
         return "```repl\noutput = '\\n'.join(str(2 ** n) for n in range(20))\nFINAL_VAR('output')\n```"
-    return "```repl\nFINAL(f'{context.count(chr(10))} lines')\n```"
+    return "```repl\nFINAL(f'a book of {context.count(chr(10))} lines')\n```"
+
+
+def of_claude(request: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    """A message of Anthropic's."""
+    message = {"id": "m", "type": "message", "role": "assistant", "model": request["model"]}
+    content = [{"type": "text", "text": "```repl\nimport math; FINAL(f'Claude: {math.factorial(10)}')\n```"}]
+    usage = {"input_tokens": 1, "output_tokens": 1}
+    return 200, {
+        **message,
+        "content": content,
+        "stop_reason": "end_turn",
+        "stop_sequence": None,
+        "usage": usage,
+    }
 
 
 def test_every_cell_runs_and_says_what_is_true(tmp_path: Path) -> None:
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "book.txt").write_text(BOOK)
     handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "site"))
-    with lm_server(answer) as server, ThreadingHTTPServer(("127.0.0.1", 0), handler) as site:
+    with (
+        lm_server(answer) as server,
+        lm_server(of_claude) as claude,
+        ThreadingHTTPServer(("127.0.0.1", 0), handler) as site,
+    ):
         thread = Thread(target=site.serve_forever, args=(0.01,))
         thread.start()
         variables = {
@@ -57,6 +75,8 @@ def test_every_cell_runs_and_says_what_is_true(tmp_path: Path) -> None:
             "HOME": str(tmp_path),
             "OPENAI_API_KEY": "unused",
             "OPENAI_BASE_URL": server.base_url,
+            "ANTHROPIC_API_KEY": "unused",
+            "ANTHROPIC_BASE_URL": claude.base_url.removesuffix("/v1"),
             "RLM_BOOK_URL": f"http://127.0.0.1:{site.server_port}/book.txt",
         }
         done = subprocess.run(
@@ -75,7 +95,10 @@ def test_every_cell_runs_and_says_what_is_true(tmp_path: Path) -> None:
         for cell in json.loads((tmp_path / "done.ipynb").read_text())["cells"]
         for output in cell.get("outputs", ())
     )
-    for said in ("524288", "They meet at Anna's.", "158", "lines", "'gpt-4o-mini'", "turn 2"):
+    for said in (
+        *("Anthropic: key set", "524288", "a book of 50000 lines", "turn 2", "Claude: 3628800"),
+        *("They meet at Anna's.", "158", "'gpt-4o-mini'", "code: FINAL(42 + 17 + 99)", "printed: 66"),
+    ):
         assert said in said_by_all, (said, said_by_all[-3000:])
 
 

@@ -1,12 +1,14 @@
 """A REPL that goes on from one completion to the next, and conversations that outgrow their LM."""
 
 import asyncio
+import gc
 import os
 
 import pytest
 
-from rlm_core import RLM, LMRequest, LMResponse, SandboxLost, ScriptedClient, TokenUsage
-from tests.support.processes import descendants
+from rlm_core import RLM, LMRequest, LMResponse, RLMLogger, SandboxLost, ScriptedClient, TokenUsage
+from tests.conftest import Recorder
+from tests.support.processes import descendants, only
 
 
 def script(*codes: str) -> ScriptedClient:
@@ -71,9 +73,7 @@ async def test_an_interrupted_completion_leaves_the_repl_usable() -> None:
 
 
 def test_a_lost_sandbox_is_told_and_replaced() -> None:
-    lm = script(
-        "import os, signal\nfor p in os.popen('ps -o ppid= -p %d' % os.getppid()): pass\nFINAL(1)", "FINAL(2)"
-    )
+    lm = script("FINAL(1)", "FINAL(2)")
     with RLM(backend=lm, persistent=True) as rlm:
         rlm.completion("x")
         repl = rlm._repl
@@ -132,3 +132,51 @@ def test_long_outputs_fit_into_the_history() -> None:
     lm = ScriptedClient([block * 14 + "and", "```repl\nFINAL(len(history))\n```"])
     with RLM(backend=lm, compaction=True, persistent=True) as rlm:
         assert rlm.completion("x").response == "2"
+
+
+def test_a_persistent_run_is_watched_as_any_other(recorder: Recorder) -> None:
+    lm = script("print('one')\nFINAL(1)", "print('two')\nFINAL(2)")
+    with RLM(backend=lm, persistent=True, observer=recorder) as rlm:
+        rlm.completion("x")
+        rlm.completion("x")
+    assert recorder.text == "one\ntwo\n"
+
+
+def test_a_start_that_takes_longer_than_the_run_has_is_a_limit_as_any_other(recorder: Recorder) -> None:
+    kwargs = {"persistent": True, "max_timeout": 0.001, "on_limit": "return"}
+    lm = ScriptedClient(lambda request: "FINAL(1)")
+    with RLM(backend=lm, logger=RLMLogger(), **kwargs) as rlm:  # type: ignore[arg-type]
+        result = rlm.completion("x")
+    assert (result.status, result.response) == ("max_timeout", "")
+
+
+def test_a_conversation_that_a_limit_ended_is_kept_too() -> None:
+    lm = ScriptedClient(
+        [
+            *["```repl\nkept = 1\n```", "```repl\n1\n```"],
+            "```repl\nFINAL([kept, len(history_0), context_1])\n```",
+        ]
+    )
+    with RLM(backend=lm, persistent=True, max_calls=2, on_limit="return") as rlm:
+        assert rlm.completion("one").status == "max_calls"
+        assert rlm.completion("two").response == "[1, 5, 'two']"
+
+
+async def test_a_persistent_one_that_nobody_closes_leaves_nothing() -> None:
+    before = len(descendants(os.getpid()))
+    rlm = RLM(backend=script("FINAL(1)"), persistent=True)
+    await rlm.acompletion("x")
+    assert len(descendants(os.getpid())) > before
+    del rlm
+    gc.collect()
+    await only(before, below=os.getpid())
+
+
+def test_what_the_newest_output_adds_to_a_conversation_counts() -> None:
+    fills = "```repl\nprint('y' * 19_000)\n```"
+    lm = counted(fills, "<think>hm</think>so far", "```repl\nFINAL(1)\n```", tokens=2_000)
+    with RLM(backend=lm, compaction=True) as rlm:
+        assert rlm.completion("x").response == "1"
+    asked, after = lm.requests[1].messages, lm.requests[2].messages
+    assert "Write a summary" in asked[-1]["content"] and len(asked[-1]["content"]) < 6_000
+    assert after[-2]["content"] == "so far"

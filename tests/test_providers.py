@@ -17,6 +17,7 @@ from rlm_core.broker.budget import Limits
 from rlm_core.broker.retry import RetryPolicy
 from rlm_core.clients import LMClient, LMRequest, LMResponse, make_client
 from rlm_core.errors import BudgetRefused, ProviderOverloaded
+from rlm_core.types import TokenUsage
 from tests.support.hanging_up import hanging_up
 from tests.support.lm_server import completion, lm_server
 
@@ -364,3 +365,117 @@ async def test_openais_prompt_cache_is_hinted_at_openai_only(llmock: LLMock) -> 
     async with asked(WAYS["openai"].make(llmock)) as ask:
         await ask()
     assert "prompt_cache_key" not in str(llmock.requests[0].body)
+
+
+async def test_geminis_thoughts_are_no_text_and_its_cached_and_reasoning_tokens_are_told() -> None:
+    parts = [{"text": "hm", "thought": True}, {"text": "the answer"}]
+    reply = {
+        "candidates": [{"content": {"role": "model", "parts": parts}, "finishReason": "STOP"}],
+        "usageMetadata": {
+            "promptTokenCount": 100,
+            "cachedContentTokenCount": 40,
+            "candidatesTokenCount": 7,
+            "thoughtsTokenCount": 5,
+        },
+        "modelVersion": "gemini-2.5-flash-001",
+    }
+    with lm_server(lambda request: (200, reply)) as server:
+        client = make_client("gemini", {"model_name": "m", "api_key": "k", "base_url": server.base_url})
+        async with asked(client) as ask:
+            response = await ask()
+    assert (response.text, response.model) == ("the answer", "gemini-2.5-flash-001")
+    assert response.usage == TokenUsage(100, 12, 40, 5)
+
+
+async def test_the_responses_apis_cached_and_reasoning_tokens_are_told() -> None:
+    message = {"type": "message", "id": "m", "role": "assistant", "status": "completed"}
+    reply = {
+        "id": "r",
+        "object": "response",
+        "created_at": 0,
+        "status": "completed",
+        "model": "m",
+        "output": [{**message, "content": [{"type": "output_text", "text": "yes", "annotations": []}]}],
+        "usage": {
+            "input_tokens": 100,
+            "output_tokens": 12,
+            "total_tokens": 112,
+            "input_tokens_details": {"cached_tokens": 40},
+            "output_tokens_details": {"reasoning_tokens": 5},
+        },
+    }
+    with lm_server(lambda request: (200, reply)) as server:
+        kwargs = {"model_name": "m", "base_url": server.base_url, "api": "responses"}
+        async with asked(make_client("openai", kwargs)) as ask:
+            response = await ask()
+    assert response.text == "yes" and response.usage == TokenUsage(100, 12, 40, 5)
+
+
+@pytest.mark.parametrize(
+    "usage", [{"cost": 0.3}, {"cost": 0, "cost_details": {"upstream_inference_cost": 0.3}}]
+)
+@pytest.mark.parametrize("backend", ["openrouter", "litellm"])
+async def test_a_cost_that_is_told_counts(usage: dict[str, Any], backend: str) -> None:
+    reply = completion("yes", "m")
+    reply["usage"] = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2, **usage}
+    with lm_server(lambda request: (200, reply)) as server:
+        model = "openai/m" if backend == "litellm" else "m"
+        client = make_client(backend, {"model_name": model, "base_url": server.base_url, "api_key": "k"})
+        async with asked(client) as ask:
+            assert (await ask()).usage.cost == 0.3
+
+
+def test_openais_prompt_cache_is_hinted_by_the_start_of_a_conversation() -> None:
+    client: Any = make_client("openai", {"model_name": "m", "api_key": "k"})
+    longer = replace(ROOT, messages=(*ROOT.messages, {"role": "assistant", "content": "more"}))
+    hint = client._hints(ROOT)
+    assert hint["prompt_cache_key"] and client._hints(longer) == hint
+    other = LMRequest(({"role": "system", "content": "Be long."},), goes_on=True)
+    assert client._hints(other) != hint and client._hints(replace(ROOT, goes_on=False)) == {}
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"base_url": 5}, {"timeout": "x"}, {"sampling_args": {"temperature": "hot"}}]
+)
+def test_wrong_arguments_of_gemini_are_one_line_before_anything_is_sent(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_client("gemini", {"model_name": "m", "api_key": "k", **wrong})
+    assert "\n" not in str(caught.value) and "gemini" in str(caught.value)
+
+
+async def test_json_that_is_nested_deeply_is_no_answer() -> None:
+    deep = b'{"choices":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    with lm_server(lambda request: deep) as server:
+        for way in (WAYS["openai"], WAYS["anthropic"], WAYS["gemini"]):
+            kwargs = {"model_name": way.model, "base_url": server.base_url, "api_key": "k", "max_retries": 0}
+            async with asked(make_client(way.backend, {**kwargs, **way.kwargs})) as ask:
+                with pytest.raises(ProviderError, match="did not answer with"):
+                    await ask()
+
+
+@pytest.mark.parametrize("variable", ["OPENAI_API_BASE", "OPENAI_BASE_URL", "api_base"])
+async def test_litellm_sends_no_key_to_where_the_environment_sends_it(
+    variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-of-the-environment")
+    with lm_server(lambda request: (401, {"error": {"message": "who is it?"}})) as server:
+        kwargs = {"model_name": "openai/m"}
+        if variable == "api_base":
+            kwargs[variable] = server.base_url
+        else:
+            monkeypatch.setenv(variable, server.base_url)
+        async with asked(make_client("litellm", kwargs)) as ask:
+            with pytest.raises(ProviderRefused, match="none was sent"):
+                await ask()
+    assert server.headers and "sk-secret" not in str(server.headers)
+
+
+async def test_azures_key_goes_to_its_own_resource_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AZURE_OPENAI_API_KEY", "sk-azure")
+    elsewhere: Any = make_client("azure_openai", {"model_name": "m", "azure_endpoint": "http://127.0.0.1:1"})
+    own: Any = make_client(
+        "azure_openai", {"model_name": "m", "azure_endpoint": "https://me.openai.azure.com"}
+    )
+    monkeypatch.setenv("AZURE_OPENAI_ENDPOINT", "http://127.0.0.1:2")
+    named: Any = make_client("azure_openai", {"model_name": "m"})
+    assert [each._client.api_key for each in (elsewhere, own, named)] == ["no-key", "sk-azure", "sk-azure"]

@@ -209,3 +209,63 @@ async def test_cancelling_the_root_ends_its_children() -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
     assert ended == ["interrupted"]
+
+
+def test_a_child_starts_where_its_parents_cell_has_deleted_its_names() -> None:
+    code = "```repl\ndel context_0, context, history, answer, llm_query\nFINAL(str(rlm_query('child task')))\n```"
+    lm = model(lambda first, request: "```repl\nFINAL(context)\n```" if "child task" in first else code)
+    with RLM(backend=lm, max_depth=2) as rlm:
+        assert rlm.completion("x").response == "child task"
+
+
+def test_a_child_that_failed_is_in_the_trajectory_with_what_it_cost() -> None:
+    def replies(first: str, request: LMRequest) -> str:
+        if "child task" in first:
+            return "```repl\nanswer['content'] = 'half'; 1/0\n```"
+        return "```repl\nr = rlm_query('child task')\nFINAL(r.error)\n```"
+
+    with RLM(backend=model(replies), max_depth=2, max_errors=2, logger=RLMLogger()) as rlm:
+        result = rlm.completion("x")
+    assert result.metadata is not None
+    (call,) = result.metadata["iterations"][0]["code_blocks"][0]["result"]["rlm_calls"]
+    assert (call["status"], call["root_model"], call["response"]) == ("failed", "root", "half")
+    assert "2 turns in a row had errors" in call["error"] and len(call["metadata"]["iterations"]) == 2
+    used = call["usage_summary"]["model_usage_summaries"]["root"]
+    assert (used["total_calls"], used["total_input_tokens"]) == (2, 20)
+    assert result.usage_summary.model_usage_summaries["root"].total_calls == 3
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("no"), StopIteration(), SystemExit(3), asyncio.CancelledError()]
+)
+@pytest.mark.parametrize("is_async", [False, True])
+def test_whatever_a_callback_raises_is_logged_and_harms_nothing(
+    error: BaseException, is_async: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*_: Any) -> None:
+        raise error
+
+    async def fails_later(*_: Any) -> None:
+        fails()
+
+    callback: Any = fails_later if is_async else fails
+    code = "```repl\nFINAL(str(rlm_query('child task')))\n```"
+    lm = model(lambda first, request: "FINAL(fine)" if "child task" in first else code)
+    names = ("on_iteration_start", "on_iteration_complete", "on_subcall_start", "on_subcall_complete")
+    with RLM(backend=lm, max_depth=2, **dict.fromkeys(names, callback)) as rlm:
+        assert rlm.completion("x").response == "fine"
+    assert {f"{name} failed" for name in names} <= {record.getMessage() for record in caplog.records}
+
+
+async def test_a_clients_own_exception_is_told_to_the_callback() -> None:
+    ended: list[str | None] = []
+
+    def replies(first: str, request: LMRequest) -> str:
+        if "child task" in first:
+            raise KeyError("of the client")
+        return "```repl\nFINAL(rlm_query('child task').ok)\n```"
+
+    told = lambda *each: ended.append(each[3])  # noqa: E731
+    async with RLM(backend=model(replies), max_depth=2, on_subcall_complete=told) as rlm:
+        assert (await rlm.acompletion("x")).response == "False"
+    assert ended == ["KeyError('of the client')"]

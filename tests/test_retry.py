@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from rlm_core import ConfigError, ProviderError, ProviderOverloaded, ScriptedClient
+from rlm_core import RLM, ConfigError, ProviderError, ProviderOverloaded, ScriptedClient
 from rlm_core.broker import pace as pace_module
 from rlm_core.broker.account import Account
 from rlm_core.broker.broker import Broker, BrokerConfig, Models
-from rlm_core.broker.call import Answer, Call
+from rlm_core.broker.call import Answer, Call, Failure
 from rlm_core.broker.pace import Pace, Rate
 from rlm_core.broker.retry import RetryPolicy, with_retries
 from rlm_core.clients import LMRequest, LMResponse, make_client
@@ -201,3 +201,51 @@ async def test_an_account_without_money_is_not_asked_again() -> None:
 )
 def test_retry_after_in_all_its_forms(headers: dict[str, str], seconds: float | None) -> None:
     assert retry_after(headers) == seconds
+
+
+async def test_a_minute_begins_when_a_request_is_sent_and_not_when_it_waits_for_a_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pace_module, "WINDOW_SECONDS", 0.3)
+    sent: list[float] = []
+
+    async def slow(request: LMRequest) -> str:
+        sent.append(time.monotonic())
+        await asyncio.sleep(0.25)
+        return "fine"
+
+    client = ScriptedClient(slow)
+    client.rate = Rate(8)
+    broker = Broker(Models([client]), BrokerConfig(max_concurrent_calls=4))
+    calls = [broker.ask(client, LMRequest.of_prompt("x"), Account()) for _ in range(20)]
+    await asyncio.gather(*calls)
+    assert all(later - earlier >= 0.29 for earlier, later in zip(sent, sent[8:], strict=False))
+
+
+def test_a_model_that_is_asked_with_two_samplings_has_one_rate_and_goes_by_its_name_to_the_sub_calls() -> (
+    None
+):
+    asked: list[Any] = []
+
+    def serve(request: dict[str, Any]) -> str:
+        asked.append((request.get("temperature"), request.get("seed")))
+        return "fine" if len(request["messages"]) == 1 else "```repl\nFINAL(llm_query('q', model='m'))\n```"
+
+    with lm_server(serve) as server:
+        kwargs = {"model_name": "m", "base_url": server.base_url, "requests_per_minute": 100}
+        sampling = {"sampling_args": {"temperature": 0, "seed": 7}, "sub_sampling_args": {"temperature": 1}}
+        with RLM("vllm", kwargs, **sampling) as rlm:  # type: ignore[arg-type]
+            assert rlm.completion("x").response == "fine"
+            models = rlm._get_models()
+            assert models.pace(models.root) is models.pace(models.sub) and models.root is not models.sub
+    assert asked == [(0, 7), (1, 7)]
+
+
+async def test_a_reply_of_white_space_is_none() -> None:
+    client = ScriptedClient(["  \n"])
+    answer = await Broker(Models([client])).handle(Call("1", "s", "c", "llm", "x", None, 1), Account())
+    assert isinstance(answer, Failure) and "empty reply" in answer.message
+    root = ScriptedClient(["  \n", "FINAL(1)"])
+    with RLM(root) as rlm:
+        assert (await rlm.acompletion("x")).response == "1"
+    assert root.requests[1].messages[-2]["content"] == "(no text)"

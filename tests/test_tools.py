@@ -7,6 +7,7 @@ import re
 import threading
 from typing import Any
 
+import pydantic
 import pytest
 
 from rlm_core import RLM, ConfigError, LMRequest, ScriptedClient
@@ -198,3 +199,17 @@ async def test_a_partial_keeps_what_it_was_given() -> None:
     stolen = await tools.call("read", '{"args": ["shadow"], "kwargs": {"root": "/etc"}}')
     assert isinstance(stolen, Failure) and "unexpected keyword argument 'root'" in stolen.message
     assert tools.descriptions[0].partition(":")[0] == "`read(path)`"
+
+
+async def test_what_a_tool_validates_itself_is_its_own_error() -> None:
+    class Row(pydantic.BaseModel):
+        number: int
+
+    def look(number: int) -> int:
+        return Row(number="x").number  # type: ignore[arg-type]
+
+    tools = Tools.of({"look": look})
+    own = await tools.call("look", '{"args": [1], "kwargs": {}}')
+    wrong = await tools.call("look", '{"args": ["x"], "kwargs": {}}')
+    assert isinstance(own, Failure) and own.code == "PROVIDER" and "ValidationError" in own.message
+    assert isinstance(wrong, Failure) and wrong.code == "INVALID" and wrong.message.startswith("look: 0:")

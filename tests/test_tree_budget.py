@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from rlm_core import RLM
+from rlm_core import RLM, ProviderError
 from rlm_core.broker import broker as broker_module
 from rlm_core.broker.budget import Amount, Budget
 from tests.support.billing_lm import BillingLM, Plan
@@ -103,6 +103,8 @@ async def run(server: BillingLM, stop_at: int | None, **kwargs: Any) -> tuple[in
         result = await running
     except asyncio.CancelledError:
         return None, "cancelled"
+    except ProviderError:  # the root's own request failed, and again
+        return None, "failed"
     finally:
         await rlm.aclose()
     models = result.usage_summary.model_usage_summaries.values()
@@ -131,7 +133,7 @@ def test_a_tree_never_takes_more_than_its_budget_and_tells_what_it_took(
     if limits.keys() & {"max_tokens", "max_budget"}:
         assert billed <= budget.spent.tokens <= limits.get("max_tokens", budget.spent.tokens)
     assert len(server.billed) <= limits.get("max_calls", len(server.billed))
-    if status == "answered":
+    if status in ("answered", "max_calls", "max_tokens", "max_budget"):
         assert used == billed
     elif used is not None:
         assert used <= billed

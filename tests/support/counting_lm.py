@@ -17,9 +17,10 @@ Server = TypeVar("Server", bound="CountingLM")
 
 
 class CountingLM:
-    """`answer` gives a text at once, or None for a request that is to stay open."""
+    """`answer` gives a text, or None for a request that is to stay open; at once, unless it has a thread."""
 
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, answer: Answer, *, in_thread: bool = False) -> None:
+        self._in_thread = in_thread
         self.base_url = ""
         self.open = self.begun = 0
         self.changed = threading.Condition()
@@ -47,7 +48,7 @@ class CountingLM:
 
     async def _serve(self, request: web.Request) -> web.Response:
         body = await request.json()
-        text = self._answer(body)
+        text = await asyncio.to_thread(self._answer, body) if self._in_thread else self._answer(body)
         if text is None:
             self._count(1, 1)
             try:
@@ -58,7 +59,7 @@ class CountingLM:
 
     async def main(self, ready: threading.Event) -> None:
         app = web.Application()
-        app.router.add_post("/v1/chat/completions", self._serve)
+        app.router.add_post("/{path:.*}", self._serve)
         runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -75,8 +76,8 @@ class CountingLM:
         self._loop.call_soon_threadsafe(self._stop.set)
 
 
-def counting_lm(answer: Answer) -> AbstractContextManager[CountingLM]:
-    return serving(CountingLM(answer))
+def counting_lm(answer: Answer, *, in_thread: bool = False) -> AbstractContextManager[CountingLM]:
+    return serving(CountingLM(answer, in_thread=in_thread))
 
 
 @contextmanager

@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-Answer = Callable[[dict[str, Any]], "str | bytes | tuple[int, dict[str, Any]] | None"]
+Answer = Callable[
+    [dict[str, Any]],
+    "str | bytes | tuple[int, dict[str, Any]] | tuple[int, dict[str, Any], dict[str, str]] | None",
+]
 
 
 @dataclass
@@ -34,7 +37,8 @@ def completion(text: str | None, model: str, **extra: Any) -> dict[str, Any]:
 
 @contextmanager
 def lm_server(answer: Answer) -> Iterator[LMServer]:
-    """`answer` gets the request's JSON: a text (or None for null) is a completion, a pair is status and body."""
+    """`answer` gets the request's JSON: a text (or None for null) is a completion, a tuple is status and body,
+    and headers."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -48,12 +52,14 @@ def lm_server(answer: Answer) -> Iterator[LMServer]:
             if isinstance(reply, bytes):
                 self._send(200, reply)
             elif isinstance(reply, tuple):
-                self._send(reply[0], json.dumps(reply[1]).encode())
+                self._send(reply[0], json.dumps(reply[1]).encode(), *reply[2:])
             else:
                 self._send(200, json.dumps(completion(reply, request["model"])).encode())
 
-        def _send(self, status: int, data: bytes) -> None:
+        def _send(self, status: int, data: bytes, headers: dict[str, str] | None = None) -> None:
             self.send_response(status)
+            for name, value in (headers or {}).items():
+                self.send_header(name, value)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
