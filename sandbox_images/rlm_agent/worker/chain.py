@@ -33,6 +33,9 @@ OOM_VICTIM, OOM_SURVIVOR = 1000, 0
 # Bound now: a cell may put anything in the place of a module's functions.
 _fork, _freeze = os.fork, gc.freeze
 MAX_STRIKES = 5
+RESULT_SECONDS = 0.002
+"""That a result has the processors for itself on its way to the host: a fork takes them from those who carry it
+(measured on two of them: 2.3 ms for a cell that does nothing, and 1.3 ms with this)."""
 Served = tuple[Frame, list[int]]
 """A frame, and the fds that came with it."""
 SAVED_FD = 200
@@ -61,6 +64,8 @@ class Worker:
         strikes = 0
         while True:
             _become_quiet()
+            if self._last_cell and pending is None and died is None:
+                self._link.wait(RESULT_SECONDS)
             self._served[0] = 0
             kept = Kept.now()
             _freeze()

@@ -36,10 +36,17 @@ class Link:
 
     def ended(self) -> bool:
         """Whether the other end is gone."""
+        return self._poll(select.POLLHUP, 0)
+
+    def wait(self, seconds: float) -> None:
+        """Until something comes, or this time is over."""
+        self._poll(select.POLLIN, int(seconds * 1000))
+
+    def _poll(self, events: int, milliseconds: int) -> bool:
         poll = select.poll()
         try:
-            poll.register(self._socket.fileno(), select.POLLHUP)
-            return bool(poll.poll(0))
+            poll.register(self._socket.fileno(), events)
+            return bool(poll.poll(milliseconds))
         except (OSError, ValueError):
             return False  # a cell has taken the means to know
 
