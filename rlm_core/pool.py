@@ -10,10 +10,16 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
-from rlm_core.environment import Sandbox, SandboxSpec, make_environment
+import grpc.aio
+from rlm_agent.rpc.v1 import agent_pb2 as pb
+from rlm_agent.rpc.v1.agent_pb2_grpc import AgentServiceStub
+
+from rlm_core import limits
+from rlm_core.environment import TOKEN_KEY, Sandbox, SandboxSpec, make_environment
 from rlm_core.errors import ConfigError, RLMError
 from rlm_core.portal import portal
 from rlm_core.tasks import finish_first
+from rlm_core.transport.errors import from_rpc_error
 
 log = logging.getLogger("rlm_core.pool")
 
@@ -93,6 +99,11 @@ class SandboxPool:
         """One that can't be started is not tried again before the next claim, which then says why."""
         try:
             sandbox = await self._environment.start()
+            try:
+                await _warm(sandbox)
+            except BaseException:
+                await finish_first(sandbox.stop())
+                raise
         except RLMError as error:
             log.warning("no sandbox for the pool: %s", error)
             return
@@ -137,3 +148,17 @@ class SandboxPool:
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> None:
         await self.aclose()
+
+
+async def _warm(sandbox: Sandbox) -> None:
+    """Until a session can be opened at once: an agent answers when the processes of its first one are there.
+
+    Raises:
+        SandboxLost: it does not.
+    """
+    stub: Any = AgentServiceStub(sandbox.channel)
+    metadata = ((TOKEN_KEY, sandbox.token),)
+    try:
+        await stub.Health(pb.HealthRequest(), metadata=metadata, timeout=limits.START_SECONDS)
+    except grpc.aio.AioRpcError as error:
+        raise from_rpc_error(error) from None

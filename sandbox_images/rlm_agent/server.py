@@ -174,6 +174,8 @@ class AgentService(rpc.AgentServiceServicer):
         return pb.ReadVariableResponse(type=kind, text=text, total_bytes=size)
 
     async def Health(self, request: pb.HealthRequest, context: Context) -> pb.HealthResponse:
+        if self._ahead is not None:
+            await asyncio.wait([self._ahead])
         return pb.HealthResponse(agent_build=agent_build(), session_ids=sorted(self._sessions))
 
     async def Accept(  # type: ignore[override]

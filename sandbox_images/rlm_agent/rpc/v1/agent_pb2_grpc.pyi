@@ -63,6 +63,7 @@ class AgentServiceStub:
     is one, then the connection's bytes both ways until either end closes. The host asks again for the next.
     """
     Health: _grpc.UnaryUnaryMultiCallable[_agent_pb2.HealthRequest, _agent_pb2.HealthResponse]
+    """Answers when a session can be opened at once."""
 
 @_typing.type_check_only
 class AgentServiceAsyncStub(AgentServiceStub):
@@ -90,6 +91,7 @@ class AgentServiceAsyncStub(AgentServiceStub):
     is one, then the connection's bytes both ways until either end closes. The host asks again for the next.
     """
     Health: _aio.UnaryUnaryMultiCallable[_agent_pb2.HealthRequest, _agent_pb2.HealthResponse]  # type: ignore[assignment]
+    """Answers when a session can be opened at once."""
 
 class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -185,6 +187,7 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _agent_pb2.HealthRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_agent_pb2.HealthResponse, _abc.Awaitable[_agent_pb2.HealthResponse]]: ...
+    ) -> _typing.Union[_agent_pb2.HealthResponse, _abc.Awaitable[_agent_pb2.HealthResponse]]:
+        """Answers when a session can be opened at once."""
 
 def add_AgentServiceServicer_to_server(servicer: AgentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
