@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -24,12 +25,21 @@ N_PREDICT = 768
 """Tokens of a reply, for both."""
 
 
-def ours(url: str, tasks: list[Task], logs: Path | None) -> list[str]:
+def by_server(url: str) -> tuple[str, dict[str, Any]]:
+    return "vllm", {"model_name": "local", "base_url": url, "context_window": N_CTX}
+
+
+def in_process(weights: Path) -> tuple[str, dict[str, Any]]:
+    """As the server has it: greedily, and as long at most."""
+    sampling = {"temperature": 0, "max_tokens": N_PREDICT}
+    return "llama_cpp", {"model_path": weights, "n_ctx": N_CTX, "sampling_args": sampling}
+
+
+def ours(backend: tuple[str, dict[str, Any]], tasks: list[Task], logs: Path | None) -> list[str]:
     responses = []
     for task in tasks:
         with RLM(
-            backend="vllm",
-            backend_kwargs={"model_name": "local", "base_url": url, "context_window": N_CTX},
+            *backend,
             max_iterations=TURNS,
             max_timeout=SECONDS,
             on_limit="return",
@@ -61,7 +71,7 @@ def peers(url: str, tasks: list[Task], python: str) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.local_model", description=__doc__)
     parser.add_argument("--peer", help="the interpreter that has rlms; without it, ours only")
-    parser.add_argument("--set", choices=SETS, default="held-out", help="which tasks")
+    parser.add_argument("--set", choices=SETS, default="fresh", help="which tasks")
     parser.add_argument("--weights", type=Path, default=Path(".venv-local-model"), help="a folder for them")
     parser.add_argument("--logs", type=Path, help="a folder for trajectories")
     arguments = parser.parse_args()
@@ -71,10 +81,11 @@ def main() -> None:
         print(f"skipped: {error}")
         return
     tasks = SETS[arguments.set]()
+    columns = [("ours, llama_cpp", ours(in_process(weights), tasks, arguments.logs))]
     with llama_server(weights, N_CTX, N_PREDICT, os.cpu_count() or 1) as url:
-        columns = [("ours", ours(url, tasks, arguments.logs))]
+        columns.append(("ours, its server", ours(by_server(url), tasks, arguments.logs)))
         if arguments.peer:
-            columns.append(("rlms 0.1.3", peers(url, tasks, arguments.peer)))
+            columns.append(("rlms 0.1.3, its server", peers(url, tasks, arguments.peer)))
     table = Table(
         "task", "truth", *(name for name, _ in columns), title=f"{weights.stem}, {arguments.set} tasks"
     )

@@ -1,4 +1,4 @@
-"""Small tasks with computed truth: six that the prompt was worked on with, and six that it was not."""
+"""Small tasks with computed truth: six that the prompt was worked on with, and twelve that it was not."""
 
 import random
 import re
@@ -39,6 +39,12 @@ def tuning() -> list[Task]:
 def held_out() -> list[Task]:
     rng = random.Random(2)
     return [_rain(rng), _average(rng), _keeper(rng), _status(rng), _complaints(rng), _chapter(rng)]
+
+
+def fresh() -> list[Task]:
+    """Of other forms than the tasks above; written after the last work on the prompt."""
+    rng = random.Random(3)
+    return [_longest(rng), _shop(rng), _two_steps(rng), _both(rng), _animals(rng), _between(rng)]
 
 
 def _errors(rng: random.Random) -> Task:
@@ -172,10 +178,73 @@ def _chapter(rng: random.Random) -> Task:
     )
 
 
+def _longest(rng: random.Random) -> Task:
+    trips = [(rng.choice(NAMES), rng.randint(20, 400)) for _ in range(500)]
+    trips.insert(311, ("Emeka", 455))
+    lines = [f"{name} drove {km} km on trip {n}" for n, (name, km) in enumerate(trips)]
+    question = "Who drove the longest trip? Answer with the name."
+    return Task("the longest trip", question, "\n".join(lines), "Emeka")
+
+
+def _shop(rng: random.Random) -> Task:
+    sales = [(rng.randint(1, 9), rng.randint(2, 60)) for _ in range(400)]
+    lines = ["id,count,price", *(f"{n},{count},{price}" for n, (count, price) in enumerate(sales))]
+    question = "What is the sum of count times price over all rows of this CSV? Answer with the number."
+    return Task("a sum of products", question, "\n".join(lines), str(sum(a * b for a, b in sales)))
+
+
+def _two_steps(rng: random.Random) -> Task:
+    text = _hidden(rng, "The red house belongs to the baker.")
+    lines = text.splitlines()
+    lines.insert(len(lines) // 5, "The name of the baker is Dalia.")
+    question = "What is the name of the owner of the red house? Answer with the name."
+    return Task("two steps", question, "\n".join(lines), "Dalia")
+
+
+def _both(rng: random.Random) -> Task:
+    first, second = (sorted(rng.sample(range(1_000), 300)) for _ in range(2))
+    context = f"LIST A\n{', '.join(map(str, first))}\n\nLIST B\n{', '.join(map(str, second))}"
+    question = "How many numbers are in both list A and list B? Answer with the number."
+    return Task("in both lists", question, context, str(len(set(first) & set(second))))
+
+
+ANIMALS = (
+    "Our dog sleeps all day beside the stove.",
+    "Two swallows have built a nest below the roof.",
+    "The mare gave birth to a foal last night.",
+)
+OTHERS = (
+    "The train to the coast was late again.",
+    "She painted the kitchen in a pale green.",
+    "Bread has become more expensive since spring.",
+)
+
+
+def _animals(rng: random.Random) -> Task:
+    notes = [rng.choice(ANIMALS if animal else OTHERS) for animal in rng.choices([True, False], k=13)]
+    question = (
+        "How many of these notes, one a line, are about animals? Let llm_query read each. "
+        "Answer with the number."
+    )
+    return Task(
+        "notes about animals", question, "\n".join(notes), str(sum(note in ANIMALS for note in notes))
+    )
+
+
+def _between(rng: random.Random) -> Task:
+    lines = [f"entry {rng.randint(1000, 9999)}" for _ in range(900)]
+    start, end = sorted(rng.sample(range(50, 850), 2))
+    lines[start], lines[end] = "== START ==", "== END =="
+    question = (
+        "How many lines are between the line == START == and the line == END ==? Answer with the number."
+    )
+    return Task("between two lines", question, "\n".join(lines), str(end - start - 1))
+
+
 def _hidden(rng: random.Random, sentence: str) -> str:
     lines = load_text()[200_000:224_000].splitlines()
     lines.insert(rng.randint(len(lines) // 4, 3 * len(lines) // 4), sentence)
     return "\n".join(lines)
 
 
-SETS: dict[str, Callable[[], list[Task]]] = {"tuning": tuning, "held-out": held_out}
+SETS: dict[str, Callable[[], list[Task]]] = {"tuning": tuning, "held-out": held_out, "fresh": fresh}
