@@ -7,7 +7,9 @@ MAX_CODE = 1 << 20
 CHUNK = 1 << 20
 """Of a streamed context."""
 MAX_BATCH_MESSAGES = 256
-"""Messages of an agent that come together."""
+"""Messages of an agent, or answers for it, that come together."""
+MAX_BATCH_BYTES = 1 << 20
+"""Of answers beyond which no further one goes with them."""
 MAX_OUTPUT = 8 << 20
 """Streamed head of a cell's stdout or stderr; an agent that sends more is broken or hostile."""
 MAX_VARIABLES = 256

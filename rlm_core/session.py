@@ -75,7 +75,8 @@ class Session:
         self._ending: set[asyncio.Task[None]] = set()
         """Calls that were cancelled, and clean up: a child run ends its session."""
         self._replies = Replies()
-        self._resent: dict[str, asyncio.Task[None]] = {}
+        self._unsent: dict[str, pb.CallReply] = {}
+        self._resending: asyncio.Task[None] | None = None
         self._writing = 0
         """Answers that an agent has not taken from the stream yet."""
         self._contexts = 0
@@ -216,6 +217,7 @@ class Session:
                 self._cell = None
                 self._cancel_calls()
                 self._replies.clear()
+                self._unsent.clear()
 
     async def _result_of(
         self, cell: RunningCell, seconds: float, request: pb.ConnectRequest | None = None
@@ -410,10 +412,9 @@ class Session:
     def _take_call(self, call: pb.Call) -> None:
         """Start work on a call; one that is delivered again gets the same answer, never a second one."""
         if (reply := self._replies.get(call.call_id)) is not None:
-            if call.call_id not in self._resent:
-                task = asyncio.create_task(self._write(pb.ConnectRequest(reply=reply)))
-                self._resent[call.call_id] = task
-                task.add_done_callback(lambda _: self._resent.pop(call.call_id, None))
+            self._unsent[call.call_id] = reply
+            if self._resending is None or self._resending.done():
+                self._resending = asyncio.create_task(self._send_replies())
             return
         if call.call_id in self._calls:
             return
@@ -443,12 +444,28 @@ class Session:
             reply = reply_message(call.id, Failure("PROVIDER", f"{type(error).__name__}: {error}"))
         self._replies.add(call.id, reply)
         self._calls.pop(call.id, None)
+        self._unsent[call.id] = reply
         self._writing += 1
         try:
-            with contextlib.suppress(SandboxLost):  # told to whoever waits for the cell
-                await self._write(pb.ConnectRequest(reply=reply))
+            await self._send_replies()
         finally:
             self._writing -= 1
+
+    async def _send_replies(self) -> None:
+        """All that are there by the time they can be written: a message costs more than what it carries."""
+        async with self._write_turn:
+            while self._unsent:
+                batch, size = pb.CallReplies(), 0
+                while (
+                    self._unsent
+                    and size < limits.MAX_BATCH_BYTES
+                    and len(batch.replies) < limits.MAX_BATCH_MESSAGES
+                ):
+                    reply = self._unsent.pop(next(iter(self._unsent)))
+                    batch.replies.append(reply)
+                    size += len(reply.answer.text)
+                with contextlib.suppress(SandboxLost):  # told to whoever waits for the cell
+                    await self._write_now(pb.ConnectRequest(replies=batch))
 
     def _cancel_calls(self) -> None:
         for task in self._calls.values():

@@ -1,7 +1,10 @@
 """Whatever the order of calls, failures and cancellations: spent + reserved stays within the limits."""
 
 import asyncio
+import re
 from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -151,6 +154,16 @@ def test_prices_are_found_by_names_and_snapshots() -> None:
     for name in ("gpt-5-mini", "gpt-5-mini-2025-08-07", "openai/gpt-5-mini", "claude-sonnet-4-20250514"):
         assert table.find(name) is not None, name
     assert table.find("gpt-5-mini-of-somebody-else") is None and table.find("nobody-knows") is None
+
+
+def test_prices_of_ones_own_may_be_a_file_and_ours_have_their_date_and_sources(tmp_path: Path) -> None:
+    path = tmp_path / "prices.toml"
+    path.write_text("[mine]\ninput = 1\noutput = 2\n")
+    mine = PriceTable(path).find("mine")
+    assert mine is not None and mine.of(TokenUsage(1_000_000, 500_000)) == 2.0
+    ours = files("rlm_core.prices").joinpath("prices.toml").read_text()
+    assert re.search(r'^date = "\d{4}-\d\d-\d\d"$', ours, re.M)
+    assert len(re.findall(r"^# [^:\n]+: https://\S+$", ours, re.M)) >= 5
 
 
 def test_cached_tokens_and_long_prompts_have_prices_of_their_own() -> None:

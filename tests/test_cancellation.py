@@ -96,7 +96,7 @@ def test_ctrl_c_ends_the_requests_of_the_whole_tree() -> None:
 
 
 def test_the_time_of_the_run_ends_the_requests_of_the_whole_tree() -> None:
-    with counting_lm(tree) as server, make(server, max_timeout=4.0) as rlm:
+    with counting_lm(tree) as server, make(server, max_timeout=6.0) as rlm:
         with pytest.raises(TimeoutExceededError):
             rlm.completion("x")
         server.wait_for(lambda it: it.open == 0)
@@ -107,7 +107,7 @@ def test_a_cells_timeout_ends_the_requests_of_the_subtree_that_it_made() -> None
     def once(request: dict[str, Any]) -> str | None:
         return "```repl\nFINAL('went on')\n```" if len(request["messages"]) >= 4 else tree(request)
 
-    with counting_lm(once) as server, make(server, environment_kwargs={"cell_timeout": 4.0}) as rlm:
+    with counting_lm(once) as server, make(server, environment_kwargs={"cell_timeout": 6.0}) as rlm:
         assert rlm.completion("x").response == "went on"
         server.wait_for(lambda it: it.open == 0)
         assert server.begun == 10

@@ -117,7 +117,7 @@ async def test_h22_an_agent_that_never_reads_holds_up_its_own_session_for_its_ti
 ) -> None:
     monkeypatch.setattr(limits, "CELL_GRACE_SECONDS", 0.2)
     async with HostileAgent(reads=False) as agent, Session(agent, SPEC, echo) as session:
-        reply = pb.ConnectRequest(reply=pb.CallReply(call_id="x" * 1_000_000))
+        reply = pb.ConnectRequest(replies=pb.CallReplies(replies=[pb.CallReply(call_id="x" * 1_000_000)]))
         while (await asyncio.wait([asyncio.create_task(session._write(reply))], timeout=1))[0]:
             pass  # until nothing more goes into the stream
         with pytest.raises(SandboxLost, match="did not end a cell"):

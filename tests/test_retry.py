@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rlm_core import RLM, ConfigError, ProviderError, ProviderOverloaded, ScriptedClient
+from rlm_core import RLM, ConfigError, ProviderError, ProviderOverloaded, ProviderRejected, ScriptedClient
 from rlm_core.broker import pace as pace_module
 from rlm_core.broker.account import Account
 from rlm_core.broker.broker import Broker, BrokerConfig, Models
@@ -29,15 +29,17 @@ def overloaded(seconds: float | None = None) -> ProviderOverloaded:
     return error
 
 
-async def test_a_request_has_the_same_key_at_every_attempt() -> None:
-    replies: Iterator[Any] = iter([(500, {"error": {"message": "oops"}}), (503, {}), "fine"])
+@pytest.mark.parametrize("backend", ["openai", "anthropic"])
+async def test_a_request_has_the_same_key_at_every_attempt(backend: str) -> None:
+    replies: Iterator[Any] = iter([(500, {"error": {"message": "oops"}}), (503, {}), (400, {})])
     with lm_server(lambda request: next(replies)) as server:
-        client = make_client("openai", {"model_name": "m", "base_url": server.base_url})
+        client = make_client(backend, {"model_name": "m", "base_url": server.base_url, "api_key": "k"})
         broker = Broker(Models([client]), BrokerConfig(retry=FAST))
-        response = await broker.ask(client, LMRequest.of_prompt("x"), Account())
+        with pytest.raises(ProviderRejected):
+            await broker.ask(client, LMRequest.of_prompt("x"), Account())
         again = [each["idempotency-key"] for each in server.headers]
         await client.aclose()
-    assert response.text == "fine" and len(again) == 3 and len(set(again)) == 1 and len(again[0]) == 32
+    assert len(again) == 3 and len(set(again)) == 1 and len(again[0]) == 32
 
 
 async def test_retry_after_is_waited_for_by_all_calls_of_the_client(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,10 +108,10 @@ async def test_events_go_on_from_their_offset_and_calls_are_delivered_again(sand
     _, again = await host.read_until("call")
     assert again.call == message.call
     reply = pb.CallReply(call_id=again.call.call_id, answer=pb.CallAnswer(text=b"answer"))
-    await host.stream.write(pb.ConnectRequest(reply=reply))
-    await host.stream.write(pb.ConnectRequest(reply=reply))  # a repeated reply is dropped
+    await host.stream.write(pb.ConnectRequest(replies=pb.CallReplies(replies=[reply, reply])))
+    # a repeated reply is dropped
     forged = pb.CallReply(call_id="c1/99", answer=pb.CallAnswer(text=b"forged"))
-    await host.stream.write(pb.ConnectRequest(reply=forged))
+    await host.stream.write(pb.ConnectRequest(replies=pb.CallReplies(replies=[forged])))
     before, last = await host.read_until("finished")
     assert [each.event.index for each in before] == list(range(2, 2 + len(before)))
     assert b"answer\n" in [each.event.stdout for each in before]

@@ -62,8 +62,7 @@ class Broker:
         self._longest: dict[str, int] = {}
         """Tokens that an answer of a model may have, as its provider has told."""
         self._places = asyncio.Semaphore(self._config.max_concurrent_calls)
-        for client in models.clients:
-            self._price(client)
+        self._prices = {id(client): self._price(client) for client in models.clients}
 
     async def ask(
         self,
@@ -90,7 +89,7 @@ class Broker:
         if self._cache is not None and (cached := await self._cache.get(client, request)) is not None:
             return cached
         keyed = replace(request, idempotency_key=secrets.token_hex(16))
-        price, pace = self._price(client), self.models.pace(client)
+        price, pace = self._prices[id(client)], self.models.pace(client)
 
         async def attempt() -> LMResponse:
             tokens = likely_tokens(request.messages) + (client.output_tokens or 0)
@@ -222,6 +221,8 @@ def answer_of(response: LMResponse) -> Answer:
 
 def _sendable(request: LMRequest) -> LMRequest:
     """Lone surrogates, of a command line or of a JSON escape, can't be sent to anybody."""
+    if all(each["content"].isascii() for each in request.messages):
+        return request
     clean = [{**each, "content": without_surrogates(each["content"])} for each in request.messages]
     return replace(request, messages=tuple(clean))
 

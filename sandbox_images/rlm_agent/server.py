@@ -263,8 +263,11 @@ async def _serve_host(
     try:
         async for request in requests:
             kind = request.WhichOneof("message")
-            if kind == "reply":
-                session.calls.reply(request.reply)
+            if kind == "replies":
+                if len(request.replies.replies) > limits.MAX_BATCH_MESSAGES:
+                    raise errors.Invalid(f"at most {limits.MAX_BATCH_MESSAGES} answers come together")
+                for reply in request.replies.replies:
+                    session.calls.reply(reply)
             elif kind == "execute":
                 cell = session.execute(request.execute)
                 cell.follow(request.execute.from_event, tell)

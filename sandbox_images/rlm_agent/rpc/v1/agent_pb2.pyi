@@ -35,13 +35,13 @@ class _ProtocolVersion:
 class _ProtocolVersionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ProtocolVersion.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     PROTOCOL_VERSION_UNSPECIFIED: _ProtocolVersion.ValueType  # 0
-    PROTOCOL_VERSION_CURRENT: _ProtocolVersion.ValueType  # 1
+    PROTOCOL_VERSION_CURRENT: _ProtocolVersion.ValueType  # 2
     """Raised when either end stops understanding the other."""
 
 class ProtocolVersion(_ProtocolVersion, metaclass=_ProtocolVersionEnumTypeWrapper): ...
 
 PROTOCOL_VERSION_UNSPECIFIED: ProtocolVersion.ValueType  # 0
-PROTOCOL_VERSION_CURRENT: ProtocolVersion.ValueType  # 1
+PROTOCOL_VERSION_CURRENT: ProtocolVersion.ValueType  # 2
 """Raised when either end stops understanding the other."""
 Global___ProtocolVersion: _TypeAlias = ProtocolVersion  # noqa: Y015
 
@@ -612,25 +612,25 @@ class ConnectRequest(_message.Message):
 
     ATTACH_FIELD_NUMBER: _builtins.int
     EXECUTE_FIELD_NUMBER: _builtins.int
-    REPLY_FIELD_NUMBER: _builtins.int
+    REPLIES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def attach(self) -> Global___Attach: ...
     @_builtins.property
     def execute(self) -> Global___ExecuteCell: ...
     @_builtins.property
-    def reply(self) -> Global___CallReply: ...
+    def replies(self) -> Global___CallReplies: ...
     def __init__(
         self,
         *,
         attach: Global___Attach | None = ...,
         execute: Global___ExecuteCell | None = ...,
-        reply: Global___CallReply | None = ...,
+        replies: Global___CallReplies | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "execute", b"execute", "message", b"message", "reply", b"reply"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "execute", b"execute", "message", b"message", "replies", b"replies"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "execute", b"execute", "message", b"message", "reply", b"reply"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "execute", b"execute", "message", b"message", "replies", b"replies"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["attach", "execute", "reply"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["attach", "execute", "replies"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -686,6 +686,28 @@ class ExecuteCell(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ExecuteCell: _TypeAlias = ExecuteCell  # noqa: Y015
+
+@_typing.final
+class CallReplies(_message.Message):
+    """Answers that were there together, at most 256."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPLIES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def replies(self) -> _containers.RepeatedCompositeFieldContainer[Global___CallReply]: ...
+    def __init__(
+        self,
+        *,
+        replies: _abc.Iterable[Global___CallReply] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["replies", b"replies"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CallReplies: _TypeAlias = CallReplies  # noqa: Y015
 
 @_typing.final
 class CallReply(_message.Message):
