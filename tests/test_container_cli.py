@@ -1,7 +1,9 @@
 """The commands about sandboxes and images, and how a command that is told to end leaves no container."""
 
+import contextlib
 import json
 import os
+import pty
 import re
 import select
 import signal
@@ -14,6 +16,7 @@ import pytest
 from rlm_environments import bundle
 from rlm_environments.containers import base
 from rlm_environments.containers.engine import Engine
+from rlm_environments.containers.progress import steps
 
 from rlm_core import SandboxPool
 
@@ -95,3 +98,33 @@ def test_doctor_knows_the_engine() -> None:
     (docker,) = [each for each in json.loads(done.stdout)["environments"] if each["name"] == "docker"]
     assert docker["works"] and docker["isolated"]
     assert docker["notes"][0].startswith("engine ")
+
+
+STEPS = """
+from rlm_environments.containers.progress import steps
+with steps() as say:
+    say("pulling a base")
+    input()
+"""
+
+
+def test_a_terminal_shows_the_step_that_is_under_way_beside_a_spinner() -> None:
+    ours, theirs = pty.openpty()
+    with subprocess.Popen([sys.executable, "-c", STEPS], stdin=theirs, stdout=theirs, stderr=theirs) as waits:
+        os.close(theirs)
+        shown = b""
+        while b"pulling a base" not in shown:
+            assert select.select([ours], [], [], 20)[0], shown
+            shown += os.read(ours, 1 << 16)
+        os.write(ours, b"\n")
+        with contextlib.suppress(OSError):  # the end of a terminal
+            while os.read(ours, 1 << 16):
+                pass
+    os.close(ours)
+    assert waits.returncode == 0 and b"\x1b[?25l" in shown  # it hides the cursor while it turns
+
+
+def test_elsewhere_each_step_is_a_line(caplog: pytest.LogCaptureFixture) -> None:
+    with steps() as say:
+        say("pulling a base")
+    assert [record.getMessage() for record in caplog.records] == ["pulling a base"]

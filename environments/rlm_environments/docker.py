@@ -34,6 +34,7 @@ from rlm_environments import posture
 from rlm_environments.byte_stream import ByteStreamSandbox, nothing_left_of
 from rlm_environments.containers import image, profile
 from rlm_environments.containers.engine import LABEL, Engine
+from rlm_environments.containers.progress import steps
 from rlm_environments.containers.stream import STDOUT, AttachedStream, plain_socket
 
 log = logging.getLogger("rlm_environments.docker")
@@ -112,7 +113,8 @@ class DockerEnvironment(Environment):
             tag = image.find(engine, self.spec.image, packages)
             if tag is None:
                 what = image.recipe(self.spec.image, packages, image.usual_base(engine))
-                tag = image.build(engine, what, lambda text: log.warning("%s", text))
+                with steps() as say:
+                    tag = image.build(engine, what, say)
             return tag
 
 

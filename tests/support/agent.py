@@ -24,7 +24,9 @@ class RawHost:
     async def ask(self, method: str, request: Any) -> Any:
         return await getattr(self.stub, method)(request, metadata=self.metadata, timeout=20)
 
-    async def open(self, session_id: str, version: int = pb.PROTOCOL_VERSION_CURRENT) -> pb.OpenSessionResponse:
+    async def open(
+        self, session_id: str, version: int = pb.PROTOCOL_VERSION_CURRENT
+    ) -> pb.OpenSessionResponse:
         request = pb.OpenSessionRequest(protocol_version=version, session_id=session_id)  # type: ignore[arg-type]
         response: pb.OpenSessionResponse = await self.ask("OpenSession", request)
         return response

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +17,7 @@ from rlm_core.errors import EngineError
 from rlm_core.text import one_line
 from rlm_environments.bundle import LOOK, Python
 from rlm_environments.containers.engine import LABEL, Engine
-
-Say = Callable[[str], None]
+from rlm_environments.containers.progress import Say
 
 DEFAULT = "python:3.12-slim@sha256:78387bc3881b8273120a12ebe6c1ab22b018ccc2c9adf565ae1ac9b536e184ea"
 """The multi-platform index of August 2026."""

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlm_core.cli.output import fail, say_columns, stderr_console
+from rlm_core.cli.output import fail, say_columns
 from rlm_core.errors import ConfigError, MissingExtra, RLMError
 
 if TYPE_CHECKING:
@@ -32,11 +32,11 @@ def build(
         )
     engine = _connect()
     from rlm_environments.containers import image
+    from rlm_environments.containers.progress import steps
 
     what = image.recipe(variant, package or [], base or image.usual_base(engine))
-    console = stderr_console()
-    with console.status("building") as status:
-        tag = image.build(engine, what, status.update if console.is_terminal else console.print)
+    with steps() as say:
+        tag = image.build(engine, what, say)
     typer.echo(tag)
 
 

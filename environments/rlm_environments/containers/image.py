@@ -22,12 +22,12 @@ from rlm_environments.containers.base import (
     DEBIAN,
     DEFAULT,
     Base,
-    Say,
     debian_reference,
     ensure_base,
     has_image,
 )
 from rlm_environments.containers.engine import LABEL, Engine
+from rlm_environments.containers.progress import Say
 
 REPOSITORY = "rlm-sandbox"
 MINIMAL, DATA = "minimal", "data"
