@@ -33,6 +33,8 @@ class BillingLM(CountingLM):
         super().__init__(lambda request: None)
         self.plan = plan
         self.billed: list[int] = []
+        self.usd = 0.0
+        """At 1 USD per million tokens of prompts and 2 of answers."""
 
     async def _serve(self, request: web.Request) -> web.Response:
         body = await request.json()
@@ -45,6 +47,7 @@ class BillingLM(CountingLM):
         wanted = self.plan.lengths[number % len(self.plan.lengths)]
         output = min(wanted, body.get("max_tokens", wanted))
         self.billed.append(prompt + output)
+        self.usd += (prompt + 2 * output) / 1e6
         if number in self.plan.slow:
             await asyncio.sleep(0.01)
         usage = {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output}
