@@ -170,3 +170,12 @@ async def test_a_repr_that_dies_or_hangs_changes_nothing(
 async def test_reading_a_variable_that_is_not_there_names_it(session: Session) -> None:
     with pytest.raises(ConfigError, match="nothing"):
         await session.read_variable("nothing")
+
+
+@pytest.mark.parametrize(
+    "value", ["re.search('b', 'abc')", "(n for n in 'abc')", "object()", "map(str, [1])", "print"]
+)
+async def test_an_object_that_says_nothing_is_no_answer(session: Session, value: str) -> None:
+    result = await session.execute(f"import re\nFINAL({value})")
+    assert not result.answer_ready and "is no answer: give what it holds" in result.stderr
+    assert (await session.execute("FINAL('<object>')")).answer == "<object>"

@@ -1,5 +1,6 @@
 """The names that the REPL gives to a cell, restored after it when a cell took one for itself."""
 
+import re
 from typing import Any
 
 from rlm_agent import limits
@@ -9,6 +10,8 @@ from rlm_agent.worker.tool import Tool
 
 QUERY_NAMES = ("llm_query", "llm_query_batched", "rlm_query", "rlm_query_batched")
 NO_VALUE = object()
+MUTE = re.compile(r"<[^>]*\b(object|at 0x[0-9a-f]+)\b.*>", re.DOTALL)
+"""What an object looks like that has no text of its own: `<re.Match object; …>`, `<generator …>`."""
 
 
 class Names:
@@ -122,12 +125,16 @@ class Names:
         """Whether `answer` is ready, and its content as text.
 
         Raises:
-            ValueError: the content is too long to be sent.
-            Exception: what its `__str__` raised. It stays in both cases, but is no longer ready.
+            ValueError: the content is too long to be sent, or an object that says nothing of what it holds.
+            Exception: what its `__str__` raised. It stays in all cases, but is no longer ready.
         """
         ready, content = bool(self._answer.get("ready")), self._answer.get("content", "")
         try:
             text = content if type(content) is str else str(content)
+            if type(content) is not str and MUTE.fullmatch(text):
+                raise ValueError(
+                    f"{text[:100]} is no answer: give what it holds, as match.group() of a match"
+                )
             if len(text.encode("utf-8", "surrogatepass")) > limits.MAX_ANSWER:
                 raise ValueError(
                     f"the answer has {len(text):,} characters; at most {limits.MAX_ANSWER:,} bytes"
