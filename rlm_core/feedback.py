@@ -22,6 +22,12 @@ UNLABELLED = (
     "Your code was in a block that is not labelled `repl`; it was run as if it were. "
     "Label the next one ```repl."
 )
+NOTHING = frozenset({"0", "0.0", "[]", "{}", "()", "set()", "None", "''", '""', "0 []"})
+"""What is printed where a search has found nothing."""
+FOUND_NOTHING = (
+    "Nothing was found. It may be written in another way than your code expects: print a few whole lines of "
+    "`context` that have a word of the question, and copy from them. If there is really nothing, say so."
+)
 SAME_REPLY = (
     "This reply is the same as your last one, and so is its result. Try another way: look at another part of "
     "`context`, ask differently, or give the answer you have."
@@ -45,6 +51,8 @@ def feedback(outcome: TurnOutcome, previous: TurnOutcome | None) -> str:
     if outcome.unlabelled:
         parts.append(UNLABELLED)
     parts += _outputs(outcome.results, len(outcome.codes))
+    if outcome.results and outcome.results[-1].stdout.strip() in NOTHING:
+        parts.append(FOUND_NOTHING)
     if not outcome.codes:
         parts.append(NUDGE if outcome.reply.strip() else EMPTY)
     if previous is not None and outcome.reply.strip():

@@ -3,6 +3,7 @@
 from rlm_core.cell import CellResult
 from rlm_core.feedback import (
     EMPTY,
+    FOUND_NOTHING,
     NUDGE,
     OUTPUT_CHARS,
     SAME_CODE,
@@ -31,6 +32,13 @@ def test_the_same_reply_and_the_same_code_get_a_remark() -> None:
     assert SAME_CODE in feedback(other, first)
     assert SAME_CODE not in feedback(outcome("plan", "y"), first)
     assert SAME_REPLY in feedback(outcome("text"), outcome("text"))
+
+
+def test_a_search_that_found_nothing_gets_a_remark() -> None:
+    for printed in ("0\n", "[]\n", "None", "  0 []\n"):
+        assert FOUND_NOTHING in feedback(outcome("plan", "x", stdout=printed), None)
+    for printed in ("10\n", "[0]\n", "0 of 3\n", ""):
+        assert FOUND_NOTHING not in feedback(outcome("plan", "x", stdout=printed), None)
 
 
 def test_unlabelled_code_is_remarked_on() -> None:
