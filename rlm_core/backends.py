@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rlm_core.clients import LMClient
+from rlm_core.clients import LMClient, check_backend
 from rlm_core.errors import ConfigError
 
 
@@ -47,6 +47,7 @@ def _backend(
     backend: str | LMClient, kwargs: Mapping[str, Any], sampling: Mapping[str, Any] | None
 ) -> Backend:
     if not isinstance(backend, LMClient):
+        check_backend(backend)
         return Backend(backend, _with_sampling(kwargs, sampling))
     if kwargs or sampling:
         raise ConfigError("backend and sampling arguments go with a backend's name, not with a client")

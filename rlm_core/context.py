@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rlm_core.errors import ConfigError
-from rlm_core.limits import CHUNK
+from rlm_core.limits import CHUNK, MAX_CONTEXT
 
 TAG = "__rlm__"
 HEAD_CHARS = 600
@@ -93,18 +93,31 @@ def _tagged_key(key: Any, where: str) -> Any:
 
 
 def read_path(path: Path) -> str | bytes | dict[str, str | bytes]:
-    """A file as text (as bytes when it is not UTF-8); a folder as a dict from relative path to file.
+    """A file as text (as bytes when it is not UTF-8); a folder as a dict from relative path to file, without
+    what is hidden: there are keys, and the history of repositories.
 
     Raises:
-        ConfigError: it does not exist or can't be read.
+        ConfigError: it does not exist, can't be read, or is larger than a context may be.
     """
     try:
+        files = [path]
         if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.is_file())
+            files = sorted(file for file in path.rglob("*") if not _is_hidden(file, path) and file.is_file())
+        size = sum(file.stat().st_size for file in files)
+        if size > MAX_CONTEXT:
+            raise ConfigError(
+                f"the context {str(path)!r} has {len(files):,} files with {size:,} bytes; at most "
+                f"{MAX_CONTEXT:,}: name less of it"
+            )
+        if files != [path]:
             return {file.relative_to(path).as_posix(): _read_file(file) for file in files}
         return _read_file(path)
     except OSError as error:
         raise ConfigError(f"can't read the context {str(path)!r}: {error.strerror or error}") from None
+
+
+def _is_hidden(file: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
 def _read_file(path: Path) -> str | bytes:

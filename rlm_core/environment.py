@@ -29,6 +29,8 @@ EXIT_SECONDS = 20.0
 """For all sandboxes that are left to be ended when the interpreter exits."""
 HELD_EVERYWHERE = frozenset({"cell_timeout", "interrupt_grace", "output_bytes", "env", "files"})
 """Fields of SandboxSpec that session and agent hold, wherever they run."""
+OF_THE_ORIGINAL = frozenset({"daytona", "e2b", "ipython"})
+"""Environments of the original library that are not in this one yet."""
 TOKEN_KEY = "rlm-token"
 """In the metadata of every call to an agent."""
 
@@ -235,6 +237,8 @@ def make_environment(name: str, kwargs: Mapping[str, Any]) -> Environment:
     if point is None:
         close = difflib.get_close_matches(name.lower(), known_environments(), 1)
         hint = f", did you mean {close[0]!r}?" if close else ";"
+        if name in OF_THE_ORIGINAL:
+            hint = " in this version: it is not there yet;"
         raise ConfigError(f"unknown environment {name!r}{hint} known: {', '.join(known_environments())}")
     kind = _load(point)
     return kind(parse_spec(kwargs, kind.spec_type))

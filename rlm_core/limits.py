@@ -6,6 +6,8 @@ MAX_CODE = 1 << 20
 """Characters of one cell."""
 CHUNK = 1 << 20
 """Of a streamed context."""
+MAX_CONTEXT = 4 << 30
+"""Bytes of the files that are read as one; they take up to four times as much memory (measured)."""
 MAX_BATCH_MESSAGES = 256
 """Messages of an agent, or answers for it, that come together."""
 MAX_BATCH_BYTES = 1 << 20

@@ -29,7 +29,7 @@ from rlm_core.types import TokenUsage
 log = logging.getLogger("rlm_core.tools")
 
 RESERVED = re.compile(
-    r"(llm|rlm)_query(_batched)?|SHOW_VARS|FINAL|FINAL_VAR|answer|parent_context|(context|history)(_\d+)?"
+    r"(llm|rlm)_query(_batched)?|SHOW_VARS|ToolError|FINAL|FINAL_VAR|answer|parent_context|(context|history)(_\d+)?"
 )
 MAX_NAME_CHARS = 100
 MAX_DESCRIPTION_CHARS = 2_000

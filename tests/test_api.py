@@ -5,6 +5,7 @@ import importlib
 import importlib.metadata
 import inspect
 import os
+import re
 import signal
 import sys
 import threading
@@ -15,8 +16,8 @@ from typing import Any
 import pytest
 
 import rlm_core
-from rlm_core import RLM, LMRequest, RLMLogger, ScriptedClient
-from rlm_core.clients import BACKENDS, EXTRAS
+from rlm_core import RLM, ConfigError, LMRequest, RLMLogger, ScriptedClient
+from rlm_core.clients import BACKENDS, EXTRAS, make_client
 from tests.support.processes import descendants
 
 ORIGINAL = {  # rlms 0.1.3: keyword and default of RLM.__init__
@@ -78,7 +79,10 @@ def test_keywords_and_defaults_are_those_of_the_original() -> None:
         ({"max_iterations": 0}, "max_iterations must be at least 1"),
         ({"environment": "dokker"}, "unknown environment 'dokker', did you mean 'docker'.*local"),
         ({"environment_kwargs": {"cpus": 3}}, "can't enforce cpus"),
-        ({"backend": "opnai"}, "unknown backend 'opnai'; known: .*, openai, .*, scripted"),
+        (
+            {"backend": "opnai"},
+            "unknown backend 'opnai'; did you mean 'openai'\\? known: .*, openai, .*, scripted",
+        ),
         ({"backend": "scripted", "backend_kwargs": {"replies": 3}}, "needs replies"),
         ({"backend": "scripted", "backend_kwargs": {"rep": 3}}, "rep"),
         (
@@ -197,3 +201,30 @@ def test_results_survive_to_dict_and_back() -> None:
     completion = make().completion("x")
     again = rlm_core.RLMChatCompletion.from_dict(completion.to_dict())
     assert again == completion
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"backend": "opnai"}, "unknown backend 'opnai'; did you mean 'openai'?"),
+        ({"environment": "daytona"}, "unknown environment 'daytona' in this version"),
+    ],
+)
+def test_a_name_that_there_is_not_is_told_at_once(arguments: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        RLM(**arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"context_window": "200"},
+        {"context_window": 0},
+        {"max_retries": "two"},
+        {"model_name": 5},
+        {"timeout": "1"},
+    ],
+)
+def test_wrong_types_of_backend_kwargs_are_one_line(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        make_client("vllm", {"model_name": "m", "base_url": "http://127.0.0.1:1", **wrong})

@@ -90,7 +90,11 @@ def test_a_limit_is_exit_code_1_with_the_best_effort() -> None:
             2,
             "No such file",
         ),
-        (["--backend", "opnai"], 2, "unknown backend 'opnai'; known: anthropic, azure_openai"),
+        (
+            ["--backend", "opnai"],
+            2,
+            "unknown backend 'opnai'; did you mean 'openai'? known: anthropic, azure_openai",
+        ),
         (["--env", "dokker", "--model", "m"], 2, "unknown environment 'dokker'"),
         (["--model", "m"], 2, "set OPENAI_API_KEY"),
         ([], 2, "pass --model NAME"),
@@ -109,7 +113,7 @@ def test_what_is_wrong_is_one_line_and_an_exit_code(args: list[str], code: int, 
 def test_a_refused_key_is_one_line() -> None:
     with lm_server(lambda request: (401, {"error": {"message": "Incorrect API key"}})) as server:
         done = rlm("run", "q", "--model", "m", "--base-url", server.base_url, "--json")
-    assert done.returncode == 1 and "refused the API key" in done.stderr
+    assert done.returncode == 1 and "wants an API key, and none was sent" in done.stderr
     assert json.loads(done.stdout)["status"] == "failed"
 
 
@@ -192,3 +196,19 @@ def test_options_of_the_policy_are_held(tmp_path: Path) -> None:
             "run", "q", "--model", "m", "--base-url", server.base_url, "-o", "memory=1GiB", OPENAI_API_KEY="k"
         )
     assert done.stdout == f"{1 << 30}\n", done.stderr
+
+
+def test_a_key_and_prices_for_a_server_of_ones_own(tmp_path: Path) -> None:
+    prices = tmp_path / "prices.toml"
+    prices.write_text("[m]\ninput = 1\noutput = 2\n")
+    with lm_server(lambda request: "FINAL(1)") as server:
+        own = ["run", "q", "--model", "m", "--base-url", server.base_url]
+        given = rlm(
+            *own, "--max-budget", "1", "--prices", str(prices), "--api-key-env", "MINE", MINE="sk-mine"
+        )
+        unset = rlm(*own, "--api-key-env", "NOT_THERE")
+        priceless = rlm(*own, "--max-budget", "1")
+    assert (given.returncode, given.stdout) == (0, "1\n"), given.stderr
+    assert server.headers[0]["authorization"] == "Bearer sk-mine"
+    assert unset.returncode == 2 and "the variable NOT_THERE is not set" in unset.stderr
+    assert priceless.returncode == 2 and "--prices" in priceless.stderr

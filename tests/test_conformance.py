@@ -1,6 +1,7 @@
 """Every environment does what every environment has to. Writes the table in docs/environments.md."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -67,6 +68,8 @@ def test_prime(rlm_check: RunCheck) -> None:
 
 def test_the_table_is_current() -> None:
     """Written anew when everything was tried; in CI what is committed must be what was found."""
+    committed = PATH.read_text().partition(BEGIN)[2]
+    assert re.findall(r"^\| `([a-z_.]+)` \|", committed, re.M) == list(CHECKS)
     if set(outcomes) != {(column, name) for column in COLUMNS for name in CHECKS}:
         return  # a part of the suite, or of the environments
     current = PATH.read_text()

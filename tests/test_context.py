@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rlm_agent.worker import context as sandbox_half
 
+from rlm_core import context
 from rlm_core.context import describe, encode, read_path
 from rlm_core.environment import Sandbox
 from rlm_core.errors import ConfigError
@@ -140,3 +141,19 @@ def test_a_first_look_never_fails_and_is_bounded(value: Any) -> None:
 def test_a_first_look_at_a_long_text_has_length_head_and_tail() -> None:
     look = describe("HEAD" + "x" * 100_000 + "```\nTAIL")
     assert "100,012 characters" in look and "HEAD" in look and "TAIL" in look and "````text" in look
+
+
+def test_a_folder_is_read_without_what_is_hidden_and_within_a_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.txt", "b/c.txt", ".env", ".git/config", "b/.secret"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    assert read_path(tmp_path) == {"a.txt": "a.txt", "b/c.txt": "b/c.txt"}
+    assert read_path(tmp_path / ".env") == ".env"  # which was asked for by its name
+    monkeypatch.setattr(context, "MAX_CONTEXT", 11)
+    with pytest.raises(ConfigError, match="has 2 files with 12 bytes; at most 11: name less of it"):
+        read_path(tmp_path)
+    with pytest.raises(ConfigError, match="has 1 files"):
+        (tmp_path / "a.txt").write_text("x" * 12)
+        read_path(tmp_path / "a.txt")

@@ -213,3 +213,12 @@ async def test_what_a_tool_validates_itself_is_its_own_error() -> None:
     wrong = await tools.call("look", '{"args": ["x"], "kwargs": {}}')
     assert isinstance(own, Failure) and own.code == "PROVIDER" and "ValidationError" in own.message
     assert isinstance(wrong, Failure) and wrong.code == "INVALID" and wrong.message.startswith("look: 0:")
+
+
+def test_a_cell_can_catch_what_a_tool_raises() -> None:
+    def fails() -> None:
+        raise ValueError("no")
+
+    code = "```repl\ntry:\n  fails()\nexcept ToolError as error:\n  FINAL(f'caught {error}')\n```"
+    with RLM(ScriptedClient([code]), custom_tools={"fails": fails}) as rlm:
+        assert rlm.completion("x").response == "caught ValueError: no"

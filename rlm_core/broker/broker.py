@@ -210,7 +210,8 @@ class Broker:
         if price is None and self._config.limits.max_budget is not None:
             raise ConfigError(
                 f"max_budget: model {model!r} has no known price; "
-                f"give it in RLM(prices={{{model!r}: {{'input': …, 'output': …}}}}), USD per million tokens"
+                f"give it in RLM(prices={{{model!r}: {{'input': …, 'output': …}}}}), USD per million tokens, "
+                "or in a TOML file by --prices"
             )
         return price
 

@@ -1,5 +1,7 @@
 """`rlm demo`: the main job, with no key and no engine."""
 
+import shutil
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -18,10 +20,10 @@ NEXT = """\
 Next, with a key (or --base-url of a server of yours) and a text of your own:
 
   export OPENAI_API_KEY=…
-  rlm run "Who is the main character?" --context book.txt --model gpt-5-mini
+  {rlm} run "Who is the main character?" --context book.txt --model gpt-5-mini
 
 What happened, turn by turn: {log}
-What this machine can do: rlm doctor"""
+What this machine can do: {rlm} doctor"""
 
 
 def demo(
@@ -51,8 +53,9 @@ def demo(
     if completion.response != expected:
         typer.echo(f"WRONG: the truth, computed from the whole text, is\n{expected}", err=True)
         raise typer.Exit(1)
+    program = "rlm" if shutil.which("rlm") else sys.argv[0]
     calls = sum(each.total_calls for each in completion.usage_summary.model_usage_summaries.values())
     typer.echo(
         f"Right: the same as computed from the whole text. {calls} LM calls, {completion.iterations} turns, "
-        f"{completion.execution_time:.1f} s.\n\n{NEXT.format(log=completion.log)}"
+        f"{completion.execution_time:.1f} s.\n\n{NEXT.format(log=completion.log, rlm=program)}"
     )

@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,6 +32,9 @@ def run(
     backend: Annotated[str, typer.Option(help="LM backend.")] = "openai",
     model: Annotated[str | None, typer.Option(help="Model name.")] = None,
     base_url: Annotated[str | None, typer.Option(help="Of an OpenAI-compatible server.")] = None,
+    api_key_env: Annotated[
+        str | None, typer.Option(help="Variable that has the key for --base-url; none is sent without it.")
+    ] = None,
     env: Annotated[str, typer.Option(help="Where the code runs.")] = "local",
     option: Annotated[
         list[str] | None,
@@ -46,6 +51,9 @@ def run(
     max_iterations: Annotated[int, typer.Option(help="Turns of the root LM.")] = 30,
     max_depth: Annotated[int, typer.Option(help="0 asks the LM directly; 2: rlm_query has a REPL.")] = 1,
     max_budget: Annotated[float | None, typer.Option(help="USD.")] = None,
+    prices: Annotated[
+        Path | None, typer.Option(help="TOML file with the prices of models that have no known one.")
+    ] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Input and output, of all calls.")] = None,
     max_timeout: Annotated[float | None, typer.Option(help="Seconds.")] = None,
     log_dir: Annotated[Path | None, typer.Option(help="Folder for the run's log.")] = None,
@@ -54,6 +62,8 @@ def run(
 ) -> None:
     """Ask a question about texts of any length."""
     kwargs: dict[str, Any] = {"model_name": model, "base_url": base_url}
+    if api_key_env is not None:
+        kwargs["api_key"] = os.environ.get(api_key_env)
     console = stderr_console()
     stack = contextlib.ExitStack()
     try:
@@ -61,6 +71,8 @@ def run(
             raise ConfigError("which model? pass --model NAME")
         if backend == "scripted":
             raise ConfigError("backend 'scripted' is for Python code; try: rlm demo")
+        if api_key_env is not None and not kwargs["api_key"]:
+            raise ConfigError(f"--api-key-env: the variable {api_key_env} is not set")
         policy = read_policy(option or [])
         warm = stack.enter_context(SandboxPool(env, pool, policy)) if pool else None
         value = read_contexts(context or [])
@@ -73,6 +85,7 @@ def run(
             max_iterations=max_iterations,
             max_depth=max_depth,
             max_budget=max_budget,
+            prices=prices,
             max_tokens=max_tokens,
             max_timeout=max_timeout,
             on_limit="return",
@@ -82,6 +95,7 @@ def run(
         with rlm:
             completion = rlm.completion(value, root_prompt=question)
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done; another one could only cut the line short
         typer.echo("rlm: interrupted; nothing is left running", err=True)
         raise typer.Exit(130) from None
     except RLMError as error:
@@ -93,7 +107,8 @@ def run(
     say(json.dumps(summary(completion)) if as_json else completion.response)
     if completion.status != "answered":
         why = completion.error or f"no answer within {max_iterations} turns"
-        typer.echo(f"rlm: {why}; this is the best effort", err=True)
+        best = "; this is the best effort" if completion.response.strip() else ""
+        typer.echo(f"rlm: {why}{best}", err=True)
         raise typer.Exit(1)
 
 

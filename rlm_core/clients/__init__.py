@@ -1,5 +1,6 @@
 """LM clients by backend name. Each SDK is imported when its backend is first asked for."""
 
+import difflib
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -44,6 +45,24 @@ def known_backends() -> list[str]:
     return sorted(BACKENDS)
 
 
+def check_backend(backend: object) -> None:
+    """Raises ConfigError for an unknown name, with the known ones."""
+    if backend not in BACKENDS:
+        close = difflib.get_close_matches(str(backend), BACKENDS, 1)
+        guess = f"did you mean {close[0]!r}? " if close else ""
+        raise ConfigError(f"unknown backend {backend!r}; {guess}known: {', '.join(known_backends())}")
+
+
+def _check_common(kwargs: Mapping[str, Any]) -> None:
+    """Raises ConfigError for arguments of all clients that are of a wrong type."""
+    for name in ("context_window", "max_retries"):
+        check_number(name, kwargs.get(name), 0 if name == "max_retries" else 1)
+    if isinstance(timeout := kwargs.get("timeout"), (str, bytes)):
+        raise ConfigError(f"timeout must be a number of seconds, not {timeout!r}")
+    if not isinstance(kwargs.get("model_name"), str | None):
+        raise ConfigError(f"model_name must be str, not {type(kwargs['model_name']).__name__}")
+
+
 def make_client(backend: str, kwargs: Mapping[str, Any]) -> LMClient:
     """A client by backend name.
 
@@ -51,14 +70,14 @@ def make_client(backend: str, kwargs: Mapping[str, Any]) -> LMClient:
         ConfigError: unknown name (with the known ones) or wrong arguments.
         MissingExtra: its SDK is not installed.
     """
-    if backend not in BACKENDS:
-        raise ConfigError(f"unknown backend {backend!r}; known: {', '.join(known_backends())}")
+    check_backend(backend)
     module, name = BACKENDS[backend].split(":")
     try:
         kind: Callable[..., LMClient] = getattr(import_module(f"{__name__}.{module}"), name)
     except ImportError:
         raise MissingExtra(f"backend {backend!r}", EXTRAS.get(backend, backend)) from None
     rate, arguments = _rate(kwargs)
+    _check_common(arguments)
     try:
         client = kind(**arguments)
     except (TypeError, ValueError) as error:

@@ -90,8 +90,8 @@ class Peer:
         lower = text.lower()
         if status in (401, 403) and self.key == NO_KEY:
             return ProviderRefused(
-                f"{self} wants an API key, and none was sent: pass api_key in backend_kwargs "
-                f"(keys of the environment go to their own providers only): {detail}"
+                f"{self} wants an API key, and none was sent: pass api_key in backend_kwargs, or "
+                f"--api-key-env NAME (keys of the environment go to their own providers only): {detail}"
             )
         if status in (401, 403):
             return ProviderRefused(f"{self} refused the API key: {detail}")

@@ -6,7 +6,7 @@ from typing import Any
 from rlm_agent import limits
 from rlm_agent.worker import context, variables
 from rlm_agent.worker.query import Queries
-from rlm_agent.worker.tool import Tool
+from rlm_agent.worker.tool import Tool, ToolError
 
 QUERY_NAMES = ("llm_query", "llm_query_batched", "rlm_query", "rlm_query_batched")
 NO_VALUE = object()
@@ -26,6 +26,7 @@ class Names:
             "FINAL": self.FINAL,
             "FINAL_VAR": self.FINAL_VAR,
             "SHOW_VARS": self.SHOW_VARS,
+            "ToolError": ToolError,
         }
         namespace.update(self._values)
 
