@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from rlm_core.foreign import call_anything
+from rlm_core.foreign import Places
 
 log = logging.getLogger("rlm_core.callbacks")
 
@@ -30,6 +30,6 @@ class Callbacks:
         if function is None:
             return
         try:
-            await call_anything(function, *arguments)
+            await Places(1).call(function, *arguments)
         except Exception:
             log.exception("%s failed", name)

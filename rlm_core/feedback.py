@@ -77,10 +77,7 @@ def _outputs(results: Sequence[CellResult], count: int) -> list[str]:
 def show(result: CellResult) -> str:
     """One cell's output and state, for the LM."""
     lines: list[str] = []
-    if text := printable(result.stdout).rstrip("\n"):
-        lines.append(shorten(text, OUTPUT_CHARS))
-    if text := printable(result.stderr).rstrip("\n"):
-        lines.append(shorten(text, OUTPUT_CHARS))
+    lines += [_shown(text) for text in (result.stdout, result.stderr) if text.strip("\n")]
     lines += _state(result)
     lines += [f"[{notice}]" for notice in result.notices[:MAX_NOTICES]]
     if not lines:
@@ -89,6 +86,11 @@ def show(result: CellResult) -> str:
         names = ", ".join(result.variables)
         lines.append(f"[variables: {one_line(names, VARIABLES_CHARS)}]")
     return "\n".join(lines)
+
+
+def _shown(output: str) -> str:
+    """Cut before it is made printable, which takes time and may take six characters for one; then again."""
+    return shorten(printable(shorten(output.rstrip("\n"), OUTPUT_CHARS)), 2 * OUTPUT_CHARS)
 
 
 def _state(result: CellResult) -> list[str]:

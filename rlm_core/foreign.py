@@ -7,15 +7,26 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 
-async def call_anything(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call it in a thread, or await it if it is async; whatever it raises comes out as an Exception.
+class Places:
+    """How many of them may be at work at once. One that runs in a thread has its place until that has ended,
+    whether anybody still waits for it or not."""
 
-    It may end its own call, by any door (StopIteration, SystemExit, …), and nothing else.
-    """
-    if inspect.iscoroutinefunction(inspect.unwrap(function)):
-        return await _awaited(function(*args, **kwargs))
-    made = await _in_thread(lambda: function(*args, **kwargs))
-    return await _awaited(made) if inspect.isawaitable(made) else made
+    def __init__(self, number: int) -> None:
+        self._places = asyncio.Semaphore(number)
+
+    async def call(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Call it in a thread, or await it if it is async; whatever it raises comes out as an Exception.
+
+        It may end its own call, by any door (StopIteration, SystemExit, …), and nothing else.
+        """
+        await self._places.acquire()
+        if inspect.iscoroutinefunction(inspect.unwrap(function)):
+            try:
+                return await _awaited(function(*args, **kwargs))
+            finally:
+                self._places.release()
+        made = await _in_thread(lambda: function(*args, **kwargs), self._places.release)
+        return await _awaited(made) if inspect.isawaitable(made) else made
 
 
 async def _awaited(work: Awaitable[Any]) -> Any:
@@ -30,12 +41,13 @@ async def _awaited(work: Awaitable[Any]) -> Any:
         raise RuntimeError(repr(error)) from error
 
 
-async def _in_thread(work: Callable[[], Any]) -> Any:
+async def _in_thread(work: Callable[[], Any], ended: Callable[[], None]) -> Any:
     """A thread of its own, which nothing waits for when its cell, or this process, has ended."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[tuple[Any, BaseException | None]] = loop.create_future()
 
     def tell(result: Any, error: BaseException | None) -> None:
+        ended()
         if not done.done():
             done.set_result((result, error))
 
@@ -47,7 +59,11 @@ async def _in_thread(work: Callable[[], Any]) -> Any:
             raised = error
         loop.call_soon_threadsafe(tell, result, raised)
 
-    threading.Thread(target=target, name="rlm-foreign", daemon=True).start()
+    try:
+        threading.Thread(target=target, name="rlm-foreign", daemon=True).start()
+    except RuntimeError:  # there can be no more threads
+        ended()
+        raise
     result, error = await done
     if error is None:
         return result

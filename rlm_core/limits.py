@@ -25,6 +25,10 @@ MAX_OPEN_CALLS = 4_096
 MAX_AGENT_CALLS = 1_024
 """Calls of one session that our agent lets have no answer yet (rlm_agent/limits.py)."""
 MAX_ID_CHARS = 256
+MAX_OPEN_CALL_BYTES = 96 << 20
+"""Of the prompts of a session's calls at work; the agent holds back before (rlm_agent/limits.py: 64 MiB)."""
+MAX_UNSENT_BYTES = 256 << 20
+"""Of answers that an agent has not taken yet, when it makes another call."""
 
 MAX_FAILURE_CHARS = 2_000
 """Of the text of a failed call."""
@@ -43,6 +47,8 @@ MAX_RECONNECTS = 10
 """Broken connections in a row in which nothing arrived."""
 RECONNECT_SECONDS = 15.0
 CLOSE_SECONDS = 10.0
+INTERRUPT_SECONDS = 10.0
+"""For an agent to say that it has heard of an interrupt."""
 LAST_BREATH_SECONDS = 0.1
 """Given to an agent to have ended, before a broken connection to it is made again."""
 EPITAPH_SECONDS = 1.0

@@ -11,9 +11,12 @@ from rlm_core.observer import Observer
 from rlm_core.run import Run
 from rlm_core.session import Session
 from rlm_core.tasks import finish_first
+from rlm_core.text import one_line
 from rlm_core.types import RLMChatCompletion
 
 log = logging.getLogger("rlm_core.persistence")
+HISTORY_SECONDS = 10.0
+"""After a run, for its conversation to be put into the REPL."""
 
 
 class _OfTheRun(Observer):
@@ -90,10 +93,11 @@ class PersistentRepl:
         """What can't be kept costs no answer, which was paid for, but the REPL."""
         names = [f"history_{self.histories}", *([] if run.config.compaction else ["history"])]
         try:
-            await repl_history.bind(session, names, run.messages)
+            async with asyncio.timeout(HISTORY_SECONDS):
+                await repl_history.bind(session, names, run.messages)
             self.histories += 1
-        except RLMError as error:
-            log.warning("the conversation is not kept in the REPL: %s", error)
+        except (RLMError, TimeoutError) as error:
+            log.warning("the conversation is not kept in the REPL: %s", one_line(str(error), 300))
             await finish_first(self._close())
 
     async def _close(self) -> None:

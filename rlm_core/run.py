@@ -31,6 +31,7 @@ from rlm_core.errors import (
     in_one_line,
 )
 from rlm_core.feedback import TurnOutcome, feedback
+from rlm_core.foreign import Places
 from rlm_core.logger import RunLog
 from rlm_core.observer import Observer, isolated
 from rlm_core.parsing import ParsedReply, parse_reply, without_thinking
@@ -38,7 +39,7 @@ from rlm_core.prompts import PromptConfig, first_messages, last_request, turn_pr
 from rlm_core.recursion import Children
 from rlm_core.session import Session
 from rlm_core.tasks import finish_first
-from rlm_core.text import one_line
+from rlm_core.text import one_line, printable
 from rlm_core.tools import Tools
 from rlm_core.types import CodeBlock, REPLResult, RLMChatCompletion, RLMIteration
 
@@ -113,7 +114,7 @@ class Run:
         self._deadline: Deadline = parent._deadline if parent is not None else Deadline(config.max_timeout)
         self._children: Children | None = None
         self._born = 0
-        self._tool_places = asyncio.Semaphore(MAX_TOOL_CALLS)
+        self._tool_places = Places(MAX_TOOL_CALLS)
         self._errors = 0
         self._started = time.monotonic()
         self._talk = Conversation()
@@ -243,8 +244,7 @@ class Run:
         self.observer.calls_changed(self._in_flight, self._calls_made)
         try:
             if call.kind == "tool":
-                async with self._tool_places:
-                    return await self.config.tools.call(call.tool, call.prompt)
+                return await self.config.tools.call(call.tool, call.prompt, self._tool_places)
             if call.kind == "rlm" and self._children is not None and self.depth + 1 < self.config.max_depth:
                 return await self._children.answer(call)
             return await self.broker.handle(call, self.account, self._deadline.at)
@@ -322,7 +322,7 @@ class Run:
         try:
             await repl_history.extend(session, "history", messages)
         except ConfigError as error:
-            log.warning("the REPL's history is not whole: %s", error)
+            log.warning("the REPL's history is not whole: %s", one_line(str(error), 300))
 
     @property
     def messages(self) -> list[dict[str, Any]]:
@@ -340,7 +340,7 @@ class Run:
         bad = [result for result in outcome.results if result.status != "ok"]
         self._errors = self._errors + 1 if bad else 0
         if self.config.max_errors is not None and self._errors >= self.config.max_errors:
-            last = one_line(bad[-1].stderr or bad[-1].rollback or bad[-1].status, 200)
+            last = printable(one_line(bad[-1].stderr or bad[-1].rollback or bad[-1].status, 200))
             raise ErrorThresholdExceededError(self._errors, self.config.max_errors, last)
 
     async def _act(

@@ -40,7 +40,9 @@ class RunningCell:
 
     def take(self, event: pb.CellEvent) -> None:
         """Raises SandboxLost for events out of order, or beyond the limit."""
-        if event.cell_id != self.id or event.index < self._events:
+        if event.cell_id != self.id:
+            raise SandboxLost("the agent told of a cell that is not running")
+        if event.index < self._events:
             return
         if event.index > self._events:
             raise SandboxLost("the agent left out events of a cell")

@@ -20,6 +20,7 @@ from rlm_core.context import Encoded, encode
 from rlm_core.environment import TOKEN_KEY, Sandbox, SandboxSpec
 from rlm_core.errors import ConfigError, SandboxLost, VersionMismatch
 from rlm_core.observer import Observer, isolated
+from rlm_core.open_calls import OpenCalls
 from rlm_core.replies import Replies, reply_message
 from rlm_core.running_cell import RunningCell
 from rlm_core.tasks import finish_first
@@ -71,14 +72,11 @@ class Session:
         """Whether the stream was cut on purpose."""
         self._write_turn = asyncio.Lock()
         self._cell: RunningCell | None = None
-        self._calls: dict[str, asyncio.Task[None]] = {}
-        self._ending: set[asyncio.Task[None]] = set()
-        """Calls that were cancelled, and clean up: a child run ends its session."""
+        self._calls = OpenCalls()
         self._replies = Replies()
         self._unsent: dict[str, pb.CallReply] = {}
-        self._resending: asyncio.Task[None] | None = None
-        self._writing = 0
-        """Answers that an agent has not taken from the stream yet."""
+        """Answers that the agent has not taken from the stream yet."""
+        self._sending: asyncio.Task[None] | None = None
         self._contexts = 0
         self._cells = 0
         self._tag = f"c{secrets.token_hex(3)}-"
@@ -215,7 +213,7 @@ class Session:
                 raise
             finally:
                 self._cell = None
-                self._cancel_calls()
+                self._calls.cancel_all()
                 self._replies.clear()
                 self._unsent.clear()
 
@@ -234,15 +232,17 @@ class Session:
 
     async def _stop_cell(self, cell: RunningCell) -> None:
         """Interrupt a cell that nobody waits for any more, and see it end: the session can be used again."""
-        with contextlib.suppress(SandboxLost, ConfigError):
+        try:
             await self.interrupt()
             await self._result_of(cell, 0)
+        except (SandboxLost, ConfigError, VersionMismatch):
+            self._lose(SandboxLost("the agent did not interrupt a cell"))
 
     async def interrupt(self) -> None:
         """Interrupt the running cell; nothing when none runs."""
         if self._cell is not None:
             request = pb.InterruptCellRequest(session_id=self.id, cell_id=self._cell.id)
-            await self._ask(self._stub.InterruptCell, request)
+            await self._ask(self._stub.InterruptCell, request, timeout=limits.INTERRUPT_SECONDS)
 
     def break_connection(self) -> None:
         """Cut the stream as a broken network would: the session connects again and goes on."""
@@ -297,12 +297,13 @@ class Session:
     async def aclose(self) -> None:
         """End the session in the agent; safe to repeat, quiet when the sandbox is gone."""
         self._lose(SandboxLost("the session was closed"))
-        if self._ending:
-            await asyncio.wait(self._ending)
+        await self._calls.cleaned_up()
         if self._reader is not None:
             self._reader.cancel()
             await asyncio.wait([self._reader])
             self._reader = None
+        if self._sending is not None:
+            self._sending.cancel()
         if self._stream is not None:
             self._stream.cancel()
             self._stream = None
@@ -403,27 +404,30 @@ class Session:
         elif kind == "call":
             self._take_call(message.call)
         elif kind == "cancel":
-            task = self._calls.pop(message.cancel.call_id, None)
-            if task is not None:
-                self._cancel_call(task)
+            self._calls.cancel(message.cancel.call_id)
         else:
             raise SandboxLost(f"the session is gone: {told(message.lost.detail)}")
 
     def _take_call(self, call: pb.Call) -> None:
         """Start work on a call; one that is delivered again gets the same answer, never a second one."""
         if (reply := self._replies.get(call.call_id)) is not None:
-            self._unsent[call.call_id] = reply
-            if self._resending is None or self._resending.done():
-                self._resending = asyncio.create_task(self._send_replies())
+            self._send_soon(call.call_id, reply)
             return
         if call.call_id in self._calls:
             return
         cell = self._cell
         if cell is None or call.cell_id != cell.id or not 0 < len(call.call_id) <= limits.MAX_ID_CHARS:
             return
-        if len(self._calls) + self._writing >= limits.MAX_OPEN_CALLS:
-            raise SandboxLost(f"the agent opened more than {limits.MAX_OPEN_CALLS:,} calls at once")
-        self._calls[call.call_id] = asyncio.create_task(self._answer(call))
+        if max(len(call.model), len(call.tool)) > limits.MAX_ID_CHARS:
+            raise SandboxLost("the agent made a call with a name that is too long")
+        waiting = sum(len(reply.answer.text) for reply in self._unsent.values())
+        if (
+            len(self._calls) + len(self._unsent) >= limits.MAX_OPEN_CALLS
+            or self._calls.bytes + len(call.prompt) > limits.MAX_OPEN_CALL_BYTES
+            or waiting > limits.MAX_UNSENT_BYTES
+        ):
+            raise SandboxLost("the agent opened more calls at once than it may, or takes no answers")
+        self._calls.start(call.call_id, len(call.prompt), self._answer(call))
 
     async def _answer(self, message: pb.Call) -> None:
         call = Call(
@@ -443,13 +447,13 @@ class Session:
             log.exception("call %s failed", told(call.id))
             reply = reply_message(call.id, Failure("PROVIDER", f"{type(error).__name__}: {error}"))
         self._replies.add(call.id, reply)
-        self._calls.pop(call.id, None)
-        self._unsent[call.id] = reply
-        self._writing += 1
-        try:
-            await self._send_replies()
-        finally:
-            self._writing -= 1
+        self._calls.answered(call.id)
+        self._send_soon(call.id, reply)
+
+    def _send_soon(self, call_id: str, reply: pb.CallReply) -> None:
+        self._unsent[call_id] = reply
+        if self._sending is None or self._sending.done():
+            self._sending = asyncio.create_task(self._send_replies())
 
     async def _send_replies(self) -> None:
         """All that are there by the time they can be written: a message costs more than what it carries."""
@@ -467,20 +471,10 @@ class Session:
                 with contextlib.suppress(SandboxLost):  # told to whoever waits for the cell
                     await self._write_now(pb.ConnectRequest(replies=batch))
 
-    def _cancel_calls(self) -> None:
-        for task in self._calls.values():
-            self._cancel_call(task)
-        self._calls.clear()
-
-    def _cancel_call(self, task: asyncio.Task[None]) -> None:
-        task.cancel()
-        self._ending.add(task)
-        task.add_done_callback(self._ending.discard)
-
     def _lose(self, error: SandboxLost) -> None:
         if self._lost is None:
             self._lost = error
-        self._cancel_calls()
+        self._calls.cancel_all()
         if self._cell is not None and not self._cell.result.done():
             self._cell.result.set_exception(self._lost)
 

@@ -5,6 +5,7 @@ travels back as JSON. Nothing of the host's is ever sent into the sandbox but th
 """
 
 import asyncio
+import contextlib
 import functools
 import inspect
 import json
@@ -22,8 +23,8 @@ from rlm_agent.rpc.v1 import agent_pb2 as pb
 from rlm_core.broker.call import Answer, Failure
 from rlm_core.context import encode
 from rlm_core.errors import ConfigError
-from rlm_core.foreign import call_anything
-from rlm_core.text import one_line
+from rlm_core.foreign import Places
+from rlm_core.text import one_line, printable
 from rlm_core.types import TokenUsage
 
 log = logging.getLogger("rlm_core.tools")
@@ -33,8 +34,8 @@ RESERVED = re.compile(
 )
 MAX_NAME_CHARS = 100
 MAX_DESCRIPTION_CHARS = 2_000
-MAX_ARGUMENT_CHARS = 1 << 20
-"""Of the JSON of one call's arguments."""
+MAX_ARGUMENT_CHARS, MAX_ARGUMENT_VALUES = 1 << 20, 10_000
+"""Of the JSON of one call's arguments, and of the values in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +98,8 @@ class Tools:
         fresh = [tool for name, tool in self.tools.items() if others.get(name) is not tool]
         return [*removed, *(tool.binding() for tool in fresh)]
 
-    async def call(self, name: str, arguments: str) -> Answer | Failure:
-        """Call a function; what goes wrong is told to the cell."""
+    async def call(self, name: str, arguments: str, places: Places | None = None) -> Answer | Failure:
+        """Call a function; what goes wrong is told to the cell. A function takes one of the `places`."""
         tool = self.tools.get(name)
         if tool is None or tool.function is None:
             return Failure("INVALID", f"there is no tool {name[:MAX_NAME_CHARS]!r}")
@@ -106,27 +107,48 @@ class Tools:
             return Failure("TOO_LARGE", f"a tool's arguments take at most {MAX_ARGUMENT_CHARS:,} characters")
         try:
             args, kwargs = _parse(arguments)
+        except OverflowError:
+            return Failure("TOO_LARGE", f"a tool's arguments have at most {MAX_ARGUMENT_VALUES:,} values")
         except (ValueError, RecursionError, KeyError, TypeError):
             return Failure("INVALID", "the arguments of a tool are a JSON object with args and kwargs")
         try:
-            result = await call_anything(tool.function, *args, **kwargs)
+            result = await (places or Places(1)).call(tool.function, *args, **kwargs)
             text = pydantic_core.to_json(result, inf_nan_mode="constants").decode()
         except pydantic_core.PydanticSerializationError as error:
             return Failure("INVALID", f"what {name} returned is not JSON: {one_line(str(error), 300)}")
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - its cell's to hear
             if _is_of_arguments(error, tool.function):
                 return Failure("INVALID", await asyncio.to_thread(_wrong_arguments, name, error))
-            log.info("tool %s failed", name, exc_info=True)
-            return Failure("PROVIDER", one_line(f"{type(error).__name__}: {error}", 1_000))
+            told = printable(one_line(f"{type(error).__name__}: {error}", 1_000))
+            log.info("tool %s failed: %s", name, told)  # which may have words of the cell's in it
+            return Failure("PROVIDER", told)
         return Answer(text, "", TokenUsage())
 
 
 def _parse(arguments: str) -> tuple[list[Any], dict[str, Any]]:
-    parsed = json.loads(arguments)
+    parsed = json.loads(arguments, parse_constant=_no_number)
     args, kwargs = parsed["args"], parsed["kwargs"]
     if not isinstance(args, list) or not isinstance(kwargs, dict):
         raise TypeError
+    if _is_large(parsed):
+        raise OverflowError
     return args, kwargs
+
+
+def _no_number(constant: str) -> None:
+    raise ValueError(f"{constant} is no number of JSON's")
+
+
+def _is_large(value: Any) -> bool:
+    """Whether there are more values in it than a call may have: pydantic makes an error of each that is
+    wrong, with the interpreter to itself."""
+    left, queue = MAX_ARGUMENT_VALUES, [value]
+    while queue and left > 0:
+        each = queue.pop()
+        if isinstance(each, (dict, list)):
+            left -= len(each)
+            queue.extend(each.values() if isinstance(each, dict) else each)
+    return left <= 0
 
 
 def _check_name(name: object) -> None:
@@ -140,10 +162,10 @@ def _check_name(name: object) -> None:
 
 def _checked(name: str, value: Callable[..., Any]) -> Callable[..., Any]:
     """With arguments that fit its annotations, as far as JSON's types can be made to."""
-    if isinstance(value, functools.partial):
-        return _pinned(value)
-    known = inspect.isroutine(value) or inspect.isclass(value)
+    known = inspect.isroutine(value)
     function: Callable[..., Any] = value if known else getattr(value, "__call__")  # noqa: B004, B009
+    if isinstance(value, functools.partial) or inspect.isclass(value):
+        function = _as_function(value)
     try:
         inspect.signature(function)
     except ValueError:
@@ -157,15 +179,25 @@ def _checked(name: str, value: Callable[..., Any]) -> Callable[..., Any]:
         raise ConfigError(f"custom tool {name!r}: {one_line(str(error), 300)}") from None
 
 
-def _pinned(value: "functools.partial[Any]") -> Callable[..., Any]:
-    """A cell can't give what the caller has given: that may be a limit of its own."""
+def _as_function(value: Any) -> Callable[..., Any]:
+    """Of a class, or of a partial without what its caller has given, which may be a limit of its own."""
 
     def function(*args: Any, **kwargs: Any) -> Any:
-        if taken := sorted(value.keywords.keys() & kwargs.keys()):
-            raise TypeError(f"unexpected keyword argument {taken[0]!r}")
         return value(*args, **kwargs)
 
+    hints = value.func if isinstance(value, functools.partial) else value.__init__
+    with contextlib.suppress(ValueError):  # of C code that does not tell
+        setattr(function, "__signature__", _signature(value))  # noqa: B010 - it is a protocol of inspect's
+        function.__annotations__ = dict(getattr(hints, "__annotations__", {}))
+        function.__module__ = getattr(hints, "__module__", function.__module__)
     return function
+
+
+def _signature(value: Callable[..., Any]) -> inspect.Signature:
+    """Raises ValueError where it is not known."""
+    found = inspect.signature(value)
+    given = value.keywords.keys() if isinstance(value, functools.partial) else ()
+    return found.replace(parameters=[each for name, each in found.parameters.items() if name not in given])
 
 
 def _is_of_arguments(error: Exception, function: Callable[..., Any]) -> TypeGuard[pydantic.ValidationError]:
@@ -182,10 +214,7 @@ def _wrong_arguments(name: str, error: pydantic.ValidationError) -> str:
 
 def _describe_function(name: str, value: Callable[..., Any], text: str) -> str:
     try:
-        found = inspect.signature(value)
-        given = value.keywords.keys() if isinstance(value, functools.partial) else ()
-        left = [each for name, each in found.parameters.items() if name not in given]
-        signature = str(found.replace(parameters=left))
+        signature = str(_signature(value))
     except (ValueError, TypeError):
         signature = "(…)"
     about = text or inspect.getdoc(value) or ""

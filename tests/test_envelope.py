@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from rlm_agent.rpc.envelope import (
     HEADER,
     LINK_ID_BYTES,
+    MAGIC,
     MAX_PAYLOAD,
     WINDOW,
     Arrived,
@@ -295,3 +296,11 @@ async def test_a_tunnel_carries_connections_over_streams_that_break(tmp_path: Pa
         await tunnel.closed()
     relay.close()
     server.close()
+
+
+def test_a_stream_of_damaged_frames_is_given_up() -> None:
+    envelope = Envelope(b"x" * LINK_ID_BYTES)
+    damaged = HEADER.pack(MAGIC, Kind.DATA, 1, 0, 0, 12345)
+    with pytest.raises(EnvelopeError, match="damaged"):
+        for _ in range(20):
+            envelope.feed(damaged * 100)

@@ -1,5 +1,7 @@
 """Nothing the root LM does is met with silence."""
 
+import time
+
 from rlm_core.cell import CellResult
 from rlm_core.feedback import (
     EMPTY,
@@ -78,3 +80,10 @@ def test_each_of_several_blocks_has_its_output() -> None:
         "r", ("a", "b"), (CellResult("c1", "ok", stdout="1"), CellResult("c2", "ok", stdout="2"))
     )
     assert feedback(two, None) == "Output of block 1 of 2:\n1\n\nOutput of block 2 of 2:\n2"
+
+
+def test_output_that_can_not_be_shown_as_it_is_costs_little() -> None:
+    hostile = "\x01" * (256 << 10)
+    started = time.monotonic()
+    text = show(CellResult("c1", "ok", stdout=hostile, stderr=hostile))
+    assert time.monotonic() - started < 1 and len(text) < 5 * OUTPUT_CHARS and "\\x01" in text

@@ -29,6 +29,7 @@ def test_a_process_is_found_below_its_ancestor_while_its_parents_end() -> None:
         [sys.executable, "-c", RELAY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
     ) as root:
         assert root.stdin is not None and root.stdout is not None
+        runner = 0
         for _ in range(ROUNDS):
             root.stdin.write(b".")
             runner = int(root.stdout.readline())

@@ -269,3 +269,17 @@ async def test_a_clients_own_exception_is_told_to_the_callback() -> None:
     async with RLM(backend=model(replies), max_depth=2, on_subcall_complete=told) as rlm:
         assert (await rlm.acompletion("x")).response == "False"
     assert ended == ["KeyError('of the client')"]
+
+
+def test_what_a_child_has_bought_is_never_its_parents_answer() -> None:
+    def replies(first: str, request: LMRequest) -> str:
+        if is_lm(request):
+            return "FORGED"
+        if "child 1" in first:
+            return "```repl\nrlm_query('child 2'); raise SystemError\n```"
+        if "child 2" in first:
+            return "FINAL(honest)"
+        return "```repl\nrlm_query('child 1')\nFINAL(str(rlm_query('child 2')))\n```"
+
+    with RLM(backend=model(replies), max_depth=2, max_errors=1, child_isolation="sandbox") as rlm:
+        assert rlm.completion("x").response == "honest"

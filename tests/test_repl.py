@@ -173,9 +173,14 @@ async def test_reading_a_variable_that_is_not_there_names_it(session: Session) -
 
 
 @pytest.mark.parametrize(
-    "value", ["re.search('b', 'abc')", "(n for n in 'abc')", "object()", "map(str, [1])", "print"]
+    "value", ["re.search('b', 'abc')", "(n for n in 'abc')", "object()", "map(str, [1])"]
 )
 async def test_an_object_that_says_nothing_is_no_answer(session: Session, value: str) -> None:
     result = await session.execute(f"import re\nFINAL({value})")
     assert not result.answer_ready and "is no answer: give what it holds" in result.stderr
     assert (await session.execute("FINAL('<object>')")).answer == "<object>"
+
+
+async def test_a_cell_that_takes_poll_away_undoes_nothing(session: Session) -> None:
+    assert (await session.execute("import select; del select.poll; x = 1")).status == "ok"
+    assert (await session.execute("print(x)")).stdout == "1\n"

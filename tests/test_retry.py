@@ -251,3 +251,23 @@ async def test_a_reply_of_white_space_is_none() -> None:
     with RLM(root) as rlm:
         assert (await rlm.acompletion("x")).response == "1"
     assert root.requests[1].messages[-2]["content"] == "(no text)"
+
+
+async def test_a_run_that_has_no_place_left_holds_up_no_other_run_of_the_same_client() -> None:
+    gate, begun = asyncio.Event(), asyncio.Event()
+
+    async def reply(request: LMRequest) -> str:
+        if request.messages[0]["content"] == "slow":
+            begun.set()
+            await gate.wait()
+        return "fine"
+
+    client = ScriptedClient(reply)
+    models = Models([client])
+    first, other = Broker(models, BrokerConfig(max_concurrent_calls=1)), Broker(models)
+    slow = [asyncio.create_task(first.ask(client, LMRequest.of_prompt("slow"), Account())) for _ in range(5)]
+    await begun.wait()
+    async with asyncio.timeout(5):
+        assert (await other.ask(client, LMRequest.of_prompt("quick"), Account())).text == "fine"
+    gate.set()
+    await asyncio.gather(*slow)

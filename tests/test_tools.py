@@ -5,6 +5,7 @@ import functools
 import json
 import re
 import threading
+import time
 from typing import Any
 
 import pydantic
@@ -12,6 +13,7 @@ import pytest
 
 from rlm_core import RLM, ConfigError, LMRequest, ScriptedClient
 from rlm_core.broker.call import Answer, Failure
+from rlm_core.foreign import Places
 from rlm_core.tools import Tools
 
 
@@ -197,7 +199,7 @@ async def test_a_partial_keeps_what_it_was_given() -> None:
     tools = Tools.of({"read": functools.partial(lambda path, root: f"{root}/{path}", root="/srv")})
     assert (await tools.call("read", '{"args": ["a"], "kwargs": {}}')).text == '"/srv/a"'  # type: ignore[union-attr]
     stolen = await tools.call("read", '{"args": ["shadow"], "kwargs": {"root": "/etc"}}')
-    assert isinstance(stolen, Failure) and "unexpected keyword argument 'root'" in stolen.message
+    assert isinstance(stolen, Failure) and stolen.message == "read: root: Unexpected keyword argument"
     assert tools.descriptions[0].partition(":")[0] == "`read(path)`"
 
 
@@ -222,3 +224,51 @@ def test_a_cell_can_catch_what_a_tool_raises() -> None:
     code = "```repl\ntry:\n  fails()\nexcept ToolError as error:\n  FINAL(f'caught {error}')\n```"
     with RLM(ScriptedClient([code]), custom_tools={"fails": fails}) as rlm:
         assert rlm.completion("x").response == "caught ValueError: no"
+
+
+async def test_a_call_has_no_more_values_than_the_host_can_check() -> None:
+    tools = Tools.of({"now": lambda: "noon"})
+    started = time.monotonic()
+    answer = await tools.call("now", '{"args": [' + "0," * 500_000 + '0], "kwargs": {}}')
+    assert isinstance(answer, Failure) and answer.code == "TOO_LARGE" and time.monotonic() - started < 5
+    nested = await tools.call("now", '{"args": ' + "[[0]," * 400 + "0" + "]" * 400 + ', "kwargs": {}}')
+    assert isinstance(nested, Failure) and nested.code == "INVALID"
+
+
+async def test_a_function_has_its_place_until_its_thread_has_ended() -> None:
+    places, gate, begun = Places(2), threading.Event(), threading.Semaphore(0)
+
+    def waits() -> None:
+        begun.release()
+        gate.wait(20)
+
+    calls = [asyncio.create_task(places.call(waits)) for _ in range(2)]
+    for _ in calls:
+        assert await asyncio.to_thread(begun.acquire, timeout=20)
+    for call in calls:
+        call.cancel()
+    await asyncio.wait(calls)
+    third = asyncio.create_task(places.call(lambda: "in turn"))
+    await asyncio.wait([third], timeout=0.2)
+    assert not third.done()
+    gate.set()
+    assert await third == "in turn"
+
+
+async def test_arguments_of_partials_and_classes_are_checked_and_nan_is_no_number() -> None:
+    class Query:
+        def __init__(self, text: str) -> None:
+            self.text = text
+
+    def read(path: str, root: str) -> str:
+        return f"{root}/{path}"
+
+    def wait(seconds: float, function: str = "") -> float:
+        return seconds
+
+    tools = Tools.of({"read": functools.partial(read, root="/srv"), "Query": Query, "wait": wait})
+    for name, args in (("read", "6"), ("Query", '{"$ne": null}'), ("wait", "NaN"), ("wait", "Infinity")):
+        answer = await tools.call(name, f'{{"args": [{args}], "kwargs": {{}}}}')
+        assert isinstance(answer, Failure) and answer.code == "INVALID", answer
+    named = await tools.call("wait", '{"args": [1], "kwargs": {"function": "f"}}')
+    assert not isinstance(named, Failure) and named.text == "1.0"

@@ -18,10 +18,19 @@ from rlm_core.broker.retry import RetryPolicy, with_retries
 from rlm_core.broker.seams import Journal, KnownKinds, MemoryJournal, Policy
 from rlm_core.clients.base import LMClient, LMRequest, LMResponse
 from rlm_core.deadline import without
-from rlm_core.errors import CallFailed, ConfigError, ProviderError, ProviderRejected, RunFailed
+from rlm_core.errors import (
+    CallFailed,
+    ConfigError,
+    ProviderError,
+    ProviderRefused,
+    ProviderRejected,
+    RunFailed,
+)
 from rlm_core.prices import Price, PriceTable
 from rlm_core.text import without_surrogates
 
+MAX_REFUSED = 2_000
+"""Requests of a tree that a provider refuses without a bill: a cell could send them without end."""
 CUT = frozenset({"length", "max_tokens", "max_output_tokens"})
 """Finish reasons of an answer that had no more tokens; in lower case."""
 
@@ -59,6 +68,8 @@ class Broker:
         self.budget = Budget(self._config.limits)
         self.children = 0
         """Runs of the tree that are at work below its root."""
+        self._refused = 0
+        """Requests that cost nothing, and are in no budget."""
         self._longest: dict[str, int] = {}
         """Tokens that an answer of a model may have, as its provider has told."""
         self._places = asyncio.Semaphore(self._config.max_concurrent_calls)
@@ -175,6 +186,10 @@ class Broker:
         self, client: LMClient, request: LMRequest, price: Price | None, call: Call | None
     ) -> LMResponse:
         """Reserve, write the intent down, ask, write the answer down, settle."""
+        if self._refused > MAX_REFUSED:
+            raise CallFailed(
+                "TOO_MANY", f"{MAX_REFUSED:,} requests of this run were refused: no more are sent"
+            )
         wanted = request.max_output_tokens or client.output_tokens or self._longest.get(client.model_name)
         reservation = await self.budget.reserve(
             request.messages,
@@ -196,6 +211,7 @@ class Broker:
             return response
         except ProviderError as error:
             may_be_billed = error.may_be_billed
+            self._refused += isinstance(error, (ProviderRejected, ProviderRefused))
             raise
         except (RunFailed, ConfigError):
             may_be_billed = False

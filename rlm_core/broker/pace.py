@@ -1,11 +1,13 @@
 """How fast one client is asked: by its provider's word (Retry-After), and by the caller's own limits."""
 
 import asyncio
+import math
 import sys
-from collections import deque
 from dataclasses import dataclass
 
 WINDOW_SECONDS = 60.0
+LOOKS = 60
+"""In a window, where what is waited for has no time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +24,7 @@ class Slot:
     """One request's part of the last minute."""
 
     at: float
-    """On the loop's clock."""
+    """When it was sent, on the loop's clock; infinite until then."""
     tokens: float
     """What it was taken to need; set it to what it did need when that is known."""
 
@@ -34,7 +36,7 @@ class Pace:
         self._rate = rate or Rate()
         self._places = asyncio.Semaphore(max_concurrent or sys.maxsize)
         self._not_before = 0.0
-        self._recent: deque[Slot] = deque()
+        self._recent: list[Slot] = []
         self._turn = asyncio.Lock()
 
     def hold(self, seconds: float) -> None:
@@ -46,21 +48,27 @@ class Pace:
 
         Args:
             tokens: that it will need, as far as one can tell.
-            shared: places that it shares with other clients; one is taken last, so that a client that has
-                to wait takes none from the others, and its minute begins when the request is sent.
+            shared: places of its run; one is taken last, so that a client that has to wait takes none from
+                the run's other clients, and out of turn, so that a run that has none left holds up no other.
         """
         async with self._turn:
             await self._places.acquire()
             try:
                 await self._until_it_may(tokens)
-                await shared.acquire()
             except BaseException:
                 self._places.release()
                 raise
-            slot = Slot(asyncio.get_running_loop().time(), tokens)
+            slot = Slot(math.inf, tokens)
             if self._rate != Rate():
                 self._recent.append(slot)
-            return slot
+        try:
+            await shared.acquire()
+        except BaseException:
+            self._recent = [each for each in self._recent if each is not slot]
+            self._places.release()
+            raise
+        slot.at = asyncio.get_running_loop().time()
+        return slot
 
     def release(self, shared: asyncio.Semaphore) -> None:
         """The request has ended."""
@@ -75,13 +83,15 @@ class Pace:
     def _wait(self, tokens: float, now: float) -> float:
         """Seconds until something changes; 0 when it may be sent. A request that is larger than the limit
         waits for an empty minute."""
-        while self._recent and self._recent[0].at + WINDOW_SECONDS <= now:
-            self._recent.popleft()
+        self._recent = [slot for slot in self._recent if slot.at + WINDOW_SECONDS > now]
         full = bool(self._recent) and (
             _exceeds(len(self._recent) + 1, self._rate.requests_per_minute)
             or _exceeds(sum(slot.tokens for slot in self._recent) + tokens, self._rate.tokens_per_minute)
         )
-        until = self._recent[0].at + WINDOW_SECONDS if full else now
+        until = now
+        if full:  # one that is not sent yet has no time, so this looks again
+            first = min(slot.at for slot in self._recent) + WINDOW_SECONDS
+            until = min(first, now + WINDOW_SECONDS / LOOKS)
         return max(until, self._not_before) - now
 
 

@@ -35,8 +35,9 @@ class KnownKinds:
             raise CallFailed("INVALID", f"unknown kind of call {call.kind!r}")
 
 
-Question = tuple[str, str | None, bytes]
-"""The prompt by its hash: a cell may ask a lot."""
+Question = tuple[str, str, str | None, bytes]
+"""Of a session, so that no child can answer in its parent's place; the prompt by its hash: a cell may ask a
+lot."""
 
 
 class MemoryJournal:
@@ -68,4 +69,4 @@ class MemoryJournal:
 
 def _question(call: Call) -> Question:
     digest = hashlib.sha256(call.prompt.encode("utf-8", "surrogatepass")).digest()
-    return call.kind, call.model, digest
+    return call.session_id, call.kind, call.model, digest

@@ -21,7 +21,10 @@ def stdout_console() -> Console:
 
 
 def say(text: str) -> None:
-    """A result, on stdout; what the terminal can't show is replaced, never lost with a traceback."""
+    """A result, on stdout; what the terminal can't show is replaced, never lost with a traceback, and what
+    would steer it is shown."""
+    if sys.stdout.isatty():
+        text = printable(text)
     typer.echo(text.encode("utf-8", "replace").decode())
 
 

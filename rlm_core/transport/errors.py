@@ -4,7 +4,7 @@ import grpc
 import grpc.aio
 
 from rlm_core.errors import ConfigError, RLMError, SandboxLost, VersionMismatch
-from rlm_core.text import printable
+from rlm_core.text import one_line, printable
 
 MAX_DETAIL_CHARS = 500
 KINDS: dict[grpc.StatusCode, type[RLMError]] = {
@@ -34,7 +34,7 @@ RECONNECTABLE = frozenset(
 
 def from_rpc_error(error: grpc.aio.AioRpcError) -> RLMError:
     kind = KINDS[error.code()]
-    detail = printable(error.details() or "no detail")[:MAX_DETAIL_CHARS]
+    detail = printable(one_line(error.details() or "no detail", MAX_DETAIL_CHARS))
     if kind is SandboxLost:
         return SandboxLost(f"the agent in the sandbox did not answer ({error.code().name}): {detail}")
     return kind(detail)

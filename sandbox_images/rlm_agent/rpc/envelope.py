@@ -34,6 +34,8 @@ WINDOW = 4 << 20
 """Bytes on their way without an acknowledgement; the sender is held back beyond it."""
 ACK_BYTES = WINDOW // 8
 """Received bytes after which a BEAT is due, whatever the time."""
+MAX_DAMAGED = 1_000
+"""Frames in the life of a link: each costs a checksum of up to 64 KiB, and its sender only a few bytes."""
 MAX_CONTROL = 8
 """Control frames that wait for the stream to take them; more would repeat these."""
 
@@ -77,6 +79,7 @@ class Envelope:
         self._reset(link_id)
         self._pending = bytearray()
         self._past: set[bytes] = set()
+        self._damaged = 0
         self._waiting = False
         """Whether no frame has come to its end since the last beat."""
         self.held = False
@@ -186,6 +189,9 @@ class Envelope:
                         self._waiting = False
                         yield KINDS[kind], stream, number, payload
                         continue
+                    self._damaged += 1
+                    if self._damaged > MAX_DAMAGED:
+                        raise EnvelopeError("more damaged frames than a stream has by accident")
                 start = _next_magic(pending, start + 1)
                 self._ask()
         finally:

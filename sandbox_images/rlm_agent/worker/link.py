@@ -9,6 +9,8 @@ from typing import NoReturn
 
 from rlm_agent.frames import PACKET_BYTES, PREFIX, Frame, PacketBuffer, packets, parse, parse_prefix
 
+# Bound now: a cell may put anything in the place of a module's functions.
+_new_poll, _INPUT, _HANGUP = select.poll, select.POLLIN, select.POLLHUP
 EXIT_CLOSED = 90
 """Exit code of a worker whose agent is gone."""
 EXIT_LINK = 91
@@ -36,14 +38,14 @@ class Link:
 
     def ended(self) -> bool:
         """Whether the other end is gone."""
-        return self._poll(select.POLLHUP, 0)
+        return self._poll(_HANGUP, 0)
 
     def wait(self, seconds: float) -> None:
         """Until something comes, or this time is over."""
-        self._poll(select.POLLIN, int(seconds * 1000))
+        self._poll(_INPUT, int(seconds * 1000))
 
     def _poll(self, events: int, milliseconds: int) -> bool:
-        poll = select.poll()
+        poll = _new_poll()
         try:
             poll.register(self._socket.fileno(), events)
             return bool(poll.poll(milliseconds))
