@@ -5,7 +5,6 @@ import functools
 import json
 import re
 import threading
-import time
 from typing import Any
 
 import pydantic
@@ -228,9 +227,8 @@ def test_a_cell_can_catch_what_a_tool_raises() -> None:
 
 async def test_a_call_has_no_more_values_than_the_host_can_check() -> None:
     tools = Tools.of({"now": lambda: "noon"})
-    started = time.monotonic()
     answer = await tools.call("now", '{"args": [' + "0," * 500_000 + '0], "kwargs": {}}')
-    assert isinstance(answer, Failure) and answer.code == "TOO_LARGE" and time.monotonic() - started < 5
+    assert isinstance(answer, Failure) and answer.code == "TOO_LARGE"
     nested = await tools.call("now", '{"args": ' + "[[0]," * 400 + "0" + "]" * 400 + ', "kwargs": {}}')
     assert isinstance(nested, Failure) and nested.code == "INVALID"
 
