@@ -8,10 +8,13 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-Answer = Callable[
-    [dict[str, Any]],
-    "str | bytes | tuple[int, dict[str, Any]] | tuple[int, dict[str, Any], dict[str, str]] | None",
-]
+
+class HangUp:
+    """In the place of an answer: the connection is closed."""
+
+
+Reply = str | bytes | tuple[int, dict[str, Any]] | tuple[int, dict[str, Any], dict[str, str]] | HangUp | None
+Answer = Callable[[dict[str, Any]], Reply]
 
 
 @dataclass
@@ -49,7 +52,9 @@ def lm_server(answer: Answer) -> Iterator[LMServer]:
             server.headers.append({name.lower(): value for name, value in self.headers.items()})
             server.paths.append(self.path)
             reply = answer(request)
-            if isinstance(reply, bytes):
+            if isinstance(reply, HangUp):
+                self.close_connection = True
+            elif isinstance(reply, bytes):
                 self._send(200, reply)
             elif isinstance(reply, tuple):
                 self._send(reply[0], json.dumps(reply[1]).encode(), *reply[2:])
