@@ -3,7 +3,7 @@
 At any moment a session has two processes. The **standby** waits for a cell and runs it. Its parent,
 the **checkpoint**, does nothing but wait for it: when the standby dies, the checkpoint, whose memory
 is as it was before the cell, forks another. When a cell ends, the standby becomes the checkpoint of
-the next one and forks the next standby at once (while the host waits for its LM), which ends the old
+the next one and forks the next standby soon (while the host waits for its LM), which ends the old
 checkpoint when it has shown that it can work. Nothing is pickled, so any object survives.
 
 A cell that leaves Python threads running can't be forked: its process goes on without a checkpoint
