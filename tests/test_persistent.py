@@ -8,7 +8,7 @@ import pytest
 
 from rlm_core import RLM, LMRequest, LMResponse, RLMLogger, SandboxLost, ScriptedClient, TokenUsage
 from tests.conftest import Recorder
-from tests.support.processes import descendants, only
+from tests.support.processes import descendants, none_but
 
 
 def script(*codes: str) -> ScriptedClient:
@@ -163,13 +163,13 @@ def test_a_conversation_that_a_limit_ended_is_kept_too() -> None:
 
 
 async def test_a_persistent_one_that_nobody_closes_leaves_nothing() -> None:
-    before = len(descendants(os.getpid()))
+    before = set(descendants(os.getpid()))
     rlm = RLM(backend=script("FINAL(1)"), persistent=True)
     await rlm.acompletion("x")
-    assert len(descendants(os.getpid())) > before
+    assert set(descendants(os.getpid())) - before
     del rlm
     gc.collect()
-    await only(before, below=os.getpid())
+    await none_but(before, below=os.getpid())
 
 
 def test_what_the_newest_output_adds_to_a_conversation_counts() -> None:

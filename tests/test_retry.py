@@ -213,7 +213,8 @@ async def test_a_minute_begins_when_a_request_is_sent_and_not_when_it_waits_for_
 
     async def slow(request: LMRequest) -> str:
         sent.append(time.monotonic())
-        await asyncio.sleep(0.25)
+        if len(sent) <= 4:
+            await asyncio.sleep(0.4)  # longer than the window: others wait for a place meanwhile
         return "fine"
 
     client = ScriptedClient(slow)
@@ -221,7 +222,7 @@ async def test_a_minute_begins_when_a_request_is_sent_and_not_when_it_waits_for_
     broker = Broker(Models([client]), BrokerConfig(max_concurrent_calls=4))
     calls = [broker.ask(client, LMRequest.of_prompt("x"), Account()) for _ in range(20)]
     await asyncio.gather(*calls)
-    assert all(later - earlier >= 0.29 for earlier, later in zip(sent, sent[8:], strict=False))
+    assert all(later - earlier >= 0.25 for earlier, later in zip(sent, sent[8:], strict=False))
 
 
 def test_a_model_that_is_asked_with_two_samplings_has_one_rate_and_goes_by_its_name_to_the_sub_calls() -> (

@@ -26,6 +26,13 @@ async def only(count: int, below: int) -> dict[int, str]:
     return found
 
 
+async def none_but(these: set[int], below: int) -> None:
+    """Wait until a process has nothing else below it."""
+    async with asyncio.timeout(20):
+        while not set(await asyncio.to_thread(descendants, below)) <= these:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
 def open_fds(pid: int) -> int:
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
