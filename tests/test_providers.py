@@ -433,9 +433,7 @@ def test_openais_prompt_cache_is_hinted_by_the_start_of_a_conversation() -> None
     assert client._hints(other) != hint and client._hints(replace(ROOT, goes_on=False)) == {}
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"base_url": 5}, {"timeout": "x"}, {"sampling_args": {"temperature": "hot"}}]
-)
+@pytest.mark.parametrize("wrong", [{"base_url": 5}, {"sampling_args": {"temperature": "hot"}}])
 def test_wrong_arguments_of_gemini_are_one_line_before_anything_is_sent(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError) as caught:
         make_client("gemini", {"model_name": "m", "api_key": "k", **wrong})

@@ -61,24 +61,16 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Ask a question about texts of any length."""
-    kwargs: dict[str, Any] = {"model_name": model, "base_url": base_url}
-    if api_key_env is not None:
-        kwargs["api_key"] = os.environ.get(api_key_env)
     console = stderr_console()
     stack = contextlib.ExitStack()
     try:
-        if model is None and backend in known_backends() and backend != "scripted":
-            raise ConfigError("which model? pass --model NAME")
-        if backend == "scripted":
-            raise ConfigError("backend 'scripted' is for Python code; try: rlm demo")
-        if api_key_env is not None and not kwargs["api_key"]:
-            raise ConfigError(f"--api-key-env: the variable {api_key_env} is not set")
+        kwargs = backend_arguments(backend, model, base_url, api_key_env)
         policy = read_policy(option or [])
         warm = stack.enter_context(SandboxPool(env, pool, policy)) if pool else None
         value = read_contexts(context or [])
         rlm = RLM(
             backend=backend,
-            backend_kwargs={key: given for key, given in kwargs.items() if given is not None},
+            backend_kwargs=kwargs,
             environment=env,
             environment_kwargs=None if warm else policy,
             pool=warm,
@@ -110,6 +102,21 @@ def run(
         best = "; this is the best effort" if completion.response.strip() else ""
         typer.echo(f"rlm: {why}{best}", err=True)
         raise typer.Exit(1)
+
+
+def backend_arguments(
+    backend: str, model: str | None, base_url: str | None, api_key_env: str | None
+) -> dict[str, str]:
+    """Raises ConfigError for what is missing."""
+    if backend == "scripted":
+        raise ConfigError("backend 'scripted' is for Python code; try: rlm demo")
+    if model is None and backend in known_backends():
+        raise ConfigError("which model? pass --model NAME")
+    key = os.environ.get(api_key_env) if api_key_env is not None else None
+    if api_key_env is not None and not key:
+        raise ConfigError(f"--api-key-env: the variable {api_key_env} is not set")
+    given = {"model_name": model, "base_url": base_url, "api_key": key}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def read_contexts(sources: list[str]) -> Any:
