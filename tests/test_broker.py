@@ -6,6 +6,7 @@ import pytest
 from rlm_agent.limits import MAX_PENDING_CALLS
 
 from rlm_core import CallFailed, LMRequest, LMResponse, ProviderRejected, ScriptedClient, limits
+from rlm_core.broker import broker as broker_module
 from rlm_core.broker.account import Account
 from rlm_core.broker.broker import Broker, BrokerConfig, Models
 from rlm_core.broker.budget import Amount
@@ -157,3 +158,19 @@ def test_answers_that_are_kept_are_bounded_by_their_size(monkeypatch: pytest.Mon
     replies.remove("c1/8")
     assert [number for number in range(10) if replies.get(f"c1/{number}")] == [7, 9]
     assert MAX_PENDING_CALLS == 1_024  # of the agent: what it may still ask for is never dropped
+
+
+async def test_requests_that_are_refused_without_a_bill_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(broker_module, "MAX_REFUSED", 3)
+    asked: list[LMRequest] = []
+
+    def refuse(request: LMRequest) -> str:
+        asked.append(request)
+        raise ProviderRejected("no")
+
+    one = broker(ScriptedClient(refuse))
+    answers = [await one.handle(call(number=number), Account()) for number in range(6)]
+    assert [answer.code for answer in answers if isinstance(answer, Failure)] == ["PROVIDER"] * 4 + [
+        "TOO_MANY"
+    ] * 2
+    assert len(asked) == 4

@@ -6,7 +6,16 @@ import os
 
 import pytest
 
-from rlm_core import RLM, LMRequest, LMResponse, RLMLogger, SandboxLost, ScriptedClient, TokenUsage
+from rlm_core import (
+    RLM,
+    LMRequest,
+    LMResponse,
+    RLMLogger,
+    SandboxLost,
+    ScriptedClient,
+    TokenUsage,
+    persistence,
+)
 from tests.conftest import Recorder
 from tests.support.processes import descendants, none_but
 
@@ -180,3 +189,14 @@ def test_what_the_newest_output_adds_to_a_conversation_counts() -> None:
     asked, after = lm.requests[1].messages, lm.requests[2].messages
     assert "Write a summary" in asked[-1]["content"] and len(asked[-1]["content"]) < 6_000
     assert after[-2]["content"] == "so far"
+
+
+def test_a_repl_that_takes_long_to_take_the_conversation_costs_the_repl_and_not_the_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(persistence, "HISTORY_SECONDS", 0.2)
+    code = "import rlm_agent.worker.context as c, time\nc.decode = lambda *a: time.sleep(60)\nFINAL('paid')"
+    with RLM(backend=script(code, "FINAL('c' in globals())"), persistent=True) as rlm:
+        first = rlm.completion("x")
+        assert first.response == "paid" and first.execution_time < 30
+        assert rlm.completion("x").response == "False"  # in a new sandbox
