@@ -174,3 +174,5 @@ async def test_requests_that_are_refused_without_a_bill_have_a_limit(monkeypatch
         "TOO_MANY"
     ] * 2
     assert len(asked) == 4
+    with pytest.raises(ProviderRejected):  # the root LM is asked all the same
+        await one.ask(one.models.root, LMRequest.of_prompt("x"), Account())

@@ -30,7 +30,7 @@ from rlm_core.prices import Price, PriceTable
 from rlm_core.text import without_surrogates
 
 MAX_REFUSED = 2_000
-"""Requests of a tree that a provider refuses without a bill: a cell could send them without end."""
+"""Requests of a tree that a provider refuses without a bill: cells could send them without end."""
 CUT = frozenset({"length", "max_tokens", "max_output_tokens"})
 """Finish reasons of an answer that had no more tokens; in lower case."""
 
@@ -186,7 +186,7 @@ class Broker:
         self, client: LMClient, request: LMRequest, price: Price | None, call: Call | None
     ) -> LMResponse:
         """Reserve, write the intent down, ask, write the answer down, settle."""
-        if self._refused > MAX_REFUSED:
+        if call is not None and self._refused > MAX_REFUSED:  # the root LM still has its turns
             raise CallFailed(
                 "TOO_MANY", f"{MAX_REFUSED:,} requests of this run were refused: no more are sent"
             )
