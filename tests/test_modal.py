@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ import grpc
 import pytest
 import trustme
 from modal_proto import api_pb2
-from rlm_environments import bundle
 from rlm_environments import modal as modal_environment
 from rlm_environments.modal import ModalEnvironment, ModalSandbox
 
@@ -271,17 +269,20 @@ async def test_what_is_made_of_a_request_that_was_given_up_is_found_and_ended(
     assert {each.id for each in modal.boxes.values() if each.runs} == before
 
 
-async def test_packages_are_not_fetched_on_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    threads: list[int] = []
-    whole = bundle.packed
+async def test_the_image_has_layers_of_libraries_packages_and_files(modal: FakeModal) -> None:
+    """As Modal's builder makes them: pip checks the hashes there, and only what has changed is made again."""
+    modal.layers.clear()
+    async with started(packages=["six==1.16.0"]):
+        pass
+    installed = [line for layer in modal.layers for line in layer.commands if "--target" in line]
+    assert len(installed) == 2 and "--require-hashes" in installed[0] and "six==1.16.0" in installed[1]
+    (files,) = [layer.files for layer in modal.layers if "COPY . /" in layer.commands]
+    assert {"/opt/rlm/bin/agent", "/opt/rlm/agent/rlm_agent/container.py"} <= set(files)
 
-    def packed(*arguments: Any) -> Path:
-        threads.append(threading.get_ident())
-        return whole(*arguments)
 
-    monkeypatch.setattr(bundle, "packed", packed)
-    async with started():
-        assert threads and threading.get_ident() not in threads
+async def test_a_package_that_is_not_there_is_named(modal: FakeModal) -> None:
+    with pytest.raises(EngineError, match="no-such-package-of-anybody"):
+        await environment(packages=["no-such-package-of-anybody"]).start()
 
 
 async def test_ending_what_has_gone_meanwhile_is_quiet(

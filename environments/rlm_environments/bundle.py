@@ -25,6 +25,11 @@ PIP_SECONDS = 900
 _packing = threading.Lock()
 LOOK = "import json, os, sys; print(json.dumps([sys.version_info[:2], sys.executable, os.uname().machine]))"
 """Run with a sandbox's Python: what `Python` has to know of it."""
+LIBRARIES = "opt/rlm/lib"
+"""Of the agent, by their hashes; cells have another folder."""
+VENV = "opt/venv"
+WHEELS = ("--only-binary=:all:", "--no-compile")
+"""Nothing of a package is run before it is in the sandbox."""
 AGENT_PROGRAM = """\
 #!{python} -I
 import sys
@@ -79,12 +84,24 @@ def lay_out(root: Path, python: Python, packages: Sequence[str]) -> None:
     Raises:
         EngineError: pip could not fetch a library or a package.
     """
-    major, minor = python.version
-    _install(root / "opt/rlm/lib", python, ["--require-hashes", "-r", str(image_file("requirements.txt"))])
-    site = root / f"opt/venv/lib/python{major}.{minor}/site-packages"
-    site.mkdir(parents=True)
+    _install(root / LIBRARIES, python, ["--require-hashes", "-r", str(image_file("requirements.txt"))])
     if packages:
-        _install(site, python, packages)
+        _install(root / site(python), python, packages)
+    lay_out_agent(root, python)
+    (root / VENV / "bin").mkdir()
+    for name in ("python", "python3"):
+        # Relative: newer tarfile modules unpack no links to absolute paths.
+        (root / VENV / "bin" / name).symlink_to(os.path.relpath(python.executable, f"/{VENV}/bin"))
+
+
+def site(python: Python) -> str:
+    """Where packages for cells go."""
+    major, minor = python.version
+    return f"{VENV}/lib/python{major}.{minor}/site-packages"
+
+
+def lay_out_agent(root: Path, python: Python) -> None:
+    """Write what is ours, plain files all of it: without libraries, packages and links to the Python."""
     rlm = root / "opt/rlm"
     for path in sources():
         if path.suffix == ".py" and path.parent.name != "image":
@@ -92,26 +109,17 @@ def lay_out(root: Path, python: Python, packages: Sequence[str]) -> None:
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(path.read_bytes())
     (rlm / "finish.py").write_bytes(image_file("finish.py").read_bytes())
-    program = rlm / "bin/agent"
-    program.parent.mkdir()
-    program.write_text(AGENT_PROGRAM.format(python=python.executable))
-    (site / "rlm_agent.pth").write_text("/opt/rlm/agent\n")
-    venv = root / "opt/venv"
+    venv = root / VENV
+    for folder in (rlm / "bin", root / site(python)):
+        folder.mkdir(parents=True, exist_ok=True)
+    (rlm / "bin/agent").write_text(AGENT_PROGRAM.format(python=python.executable))
+    (root / site(python) / "rlm_agent.pth").write_text("/opt/rlm/agent\n")
     home = Path(python.executable).parent
     (venv / "pyvenv.cfg").write_text(f"home = {home}\ninclude-system-site-packages = false\n")
-    (venv / "bin").mkdir()
-    for name in ("python", "python3"):
-        # Relative: newer tarfile modules unpack no links to absolute paths.
-        (venv / "bin" / name).symlink_to(os.path.relpath(python.executable, "/opt/venv/bin"))
 
 
 def tarball(python: Python, packages: Sequence[str]) -> bytes:
-    """The same as a tar file."""
-    return packed(python, packages).read_bytes()
-
-
-def packed(python: Python, packages: Sequence[str]) -> Path:
-    """The same as a tar file in the user's cache, kept by a hash of all that is in it."""
+    """All of it as a tar file, which the user's cache keeps by a hash of what is in it."""
     digest = hashlib.sha256(repr((python, tuple(packages))).encode())
     for path in (*sources(), Path(__file__)):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
@@ -119,7 +127,7 @@ def packed(python: Python, packages: Sequence[str]) -> Path:
     with _packing:  # several starts at once need it made once
         if not kept.exists():
             _pack(kept, python, packages)
-    return kept
+    return kept.read_bytes()
 
 
 def _pack(kept: Path, python: Python, packages: Sequence[str]) -> None:
@@ -162,7 +170,7 @@ def _install(target: Path, python: Python, wanted: Sequence[str]) -> None:
     version = f"{python.version[0]}.{python.version[1]}"
     platforms = [f"manylinux{tag}_{python.machine}" for tag in ("_2_28", "_2_17", "2014")]
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    command += ["--target", str(target), "--only-binary=:all:", "--no-compile"]
+    command += ["--target", str(target), *WHEELS]
     command += ["--python-version", version, "--implementation", "cp"]
     command += [part for platform in platforms for part in ("--platform", platform)]
     try:

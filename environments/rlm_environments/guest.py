@@ -36,20 +36,20 @@ ENVIRONMENT: dict[str, str] = {
 }
 
 
-def setup(bundle: str) -> list[str]:
-    """Shell commands that unpack the bundle at this path, once."""
-    return [
-        f"python3 -I -m tarfile -e {bundle} /",
-        f"rm -f {bundle}",
-        f"mkdir -p {RUN_FOLDER}",
-        f"chown {AGENT_USER}:{AGENT_USER} {RUN_FOLDER}",
-        f"chmod 0711 {RUN_FOLDER}",
-        "chmod 1777 /tmp",
-        # Cells are users without rights, and no program may give them any.
-        "find / -xdev -perm /6000 -type f -exec chmod a-s {} + 2>/dev/null || true",
-    ]
+def unpack(bundle: str) -> list[str]:
+    """Shell commands that lay out the bundle at this path, once."""
+    return [f"python3 -I -m tarfile -e {bundle} /", f"rm -f {bundle}", *SETUP]
 
 
+SETUP = (
+    f"mkdir -p {RUN_FOLDER}",
+    f"chown {AGENT_USER}:{AGENT_USER} {RUN_FOLDER}",
+    f"chmod 0711 {RUN_FOLDER}",
+    "chmod 1777 /tmp",
+    # Cells are users without rights, and no program may give them any.
+    "find / -xdev -perm /6000 -type f -exec chmod a-s {} + 2>/dev/null || true",
+)
+"""Shell commands for a machine in which everything of the bundle is."""
 AGENT = "/opt/rlm/bin/agent"
 BECOME = """\
 import os, sys

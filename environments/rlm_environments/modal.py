@@ -18,8 +18,10 @@ import contextlib
 import logging
 import math
 import sys
+import tempfile
 import time
 from collections.abc import Awaitable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import grpc.aio
@@ -71,7 +73,8 @@ APP = "rlm-sandbox"
 """That all sandboxes belong to; made when there is none."""
 READY_SECONDS = 60
 STOP_SECONDS = 5.0
-BUNDLE = "/.rlm-bundle.tar.gz"
+ERROR_CHARS = 300
+"""Of what Modal says; of a build's, the end."""
 TAG, TAG_ID, TAG_LEASE, TAG_CREATED = "rlm", "rlm-sandbox", "rlm-lease", "rlm-created"
 
 
@@ -145,8 +148,8 @@ class ModalSandbox(guest.GuestSandbox):
         """Have it made. Once asked for, its id is waited for: it costs money."""
         app = await _asked(modal.App.lookup.aio(APP, create_if_missing=True))
         track(self)  # now that there is a client, which would be closed before us at exit
-        image = await _asked(asyncio.to_thread(_image, self._spec))  # fetches packages, the first time
-        image = await _asked(image.build.aio(app))
+        with tempfile.TemporaryDirectory(prefix="rlm-agent-") as folder, _errors():
+            image = await _image(self._spec, Path(folder)).build.aio(app)
         # Its first process has no variables, which everybody in it may be able to read.
         wait = ("env", "-i", "sleep", str(2 * DAY))
         create = modal.Sandbox.create.aio(*wait, app=app, image=image, **arguments)
@@ -254,11 +257,12 @@ class ModalSandbox(guest.GuestSandbox):
             box.terminate()
 
 
-def _image(spec: ModalSpec) -> modal.Image:
-    """The agent, laid out as everywhere, upon a base; Modal builds and keeps it by what is in it.
+def _image(spec: ModalSpec, folder: Path) -> modal.Image:
+    """A base, and layers upon it that Modal builds and keeps by what is in them: the agent's libraries,
+    packages for cells, and the agent, whose files are laid out in `folder` for it. All of it is where it is
+    in every environment.
 
-    Its Python is the same version as ours, as always with Modal. Wheels are fetched on this machine, not
-    there: one way for all environments, with the hashes of ours checked.
+    Its Python is the same version as ours, as always with Modal.
     """
     version = sys.version_info[:2]
     name = f"{version[0]}.{version[1]}"
@@ -269,11 +273,25 @@ def _image(spec: ModalSpec) -> modal.Image:
         base = modal.Image.from_id(spec.image)
     else:
         base = modal.Image.from_registry(spec.image, add_python=name).entrypoint([])
-    path = bundle.packed(python, tuple(sorted(spec.packages or ())))
     # A snapshot has the Python of whoever made it, and what is kept in it is for users with other numbers.
     look = f"{python.executable} -I -c 'import sys; assert sys.version_info[:2] == {version}'"
-    commands = [look, *guest.setup(BUNDLE), "chmod -R a+rX /tmp"]
-    return base.add_local_file(path, BUNDLE, copy=True).run_commands(*commands)
+    programs = f"/{bundle.VENV}/bin"
+    links = [f"ln -sf {python.executable} {programs}/{each}" for each in ("python", "python3")]
+    rights = f"chmod -R a+rX /{bundle.VENV} /opt/rlm /tmp && chmod a+x {guest.AGENT}"
+    finish = f"{python.executable} -I /opt/rlm/finish.py"
+    bundle.lay_out_agent(folder, python)
+    image = base.run_commands(look).pip_install_from_requirements(
+        str(bundle.image_file("requirements.txt")), extra_options=_into(bundle.LIBRARIES, "--require-hashes")
+    )
+    image = image.pip_install(*(spec.packages or ()), extra_options=_into(bundle.site(python)))
+    return image.add_local_dir(folder, "/", copy=True).run_commands(
+        f"mkdir -p {programs}", *links, rights, finish, *guest.SETUP
+    )
+
+
+def _into(folder: str, *options: str) -> str:
+    """Options of pip; a snapshot has something there already."""
+    return " ".join(["--upgrade", "--target", f"/{folder}", *bundle.WHEELS, *options])
 
 
 def _arguments(spec: ModalSpec, sandbox_id: str) -> dict[str, Any]:
@@ -388,7 +406,10 @@ def _errors() -> Iterator[None]:
 
 
 def _explain(error: Exception) -> str:
-    line = one_line(printable(str(error) or type(error).__name__), 300)
+    if isinstance(error, modal.exception.ImageBuildError):
+        end = " ".join(printable(str(error)).split())[-ERROR_CHARS:]
+        return f"Modal could not build the image: {end} (all of it: modal image logs {error.image_id})"
+    line = one_line(printable(str(error) or type(error).__name__), ERROR_CHARS)
     if isinstance(error, modal.exception.AuthError):
         why = "there is no token" if "Token missing" in line else f"the token is refused ({line})"
         return f"Modal: {why}: set MODAL_TOKEN_ID and MODAL_TOKEN_SECRET, or run: modal token new"

@@ -135,7 +135,7 @@ class PrimeSandbox(guest.GuestSandbox):
         python = await self._look()
         packed = await asyncio.to_thread(bundle.tarball, python, tuple(sorted(self._spec.packages or ())))
         await _asked(self._client.upload_bytes(self._box, BUNDLE, packed, "bundle.tar.gz"))
-        await self._run("\n".join(["set -e", *guest.setup(BUNDLE)]))
+        await self._run("\n".join(["set -e", *guest.unpack(BUNDLE)]))
         command = f"exec {shlex.join(guest.command(self.lease, hidden='PRIME_'))}"
         process: AsyncSandboxProcess = await _asked(
             self._client.open_process(self._box, command, env=guest.ENVIRONMENT)

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import secrets
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,21 @@ from aiohttp import web
 from modal_proto import api_pb2
 
 from tests.fakes.machines import Machines
+from tests.fakes.modal import mirror
 from tests.fakes.modal.boxes import State
+from tests.fakes.modal.mirror import NotFetched, with_packages
 
 api: Any = api_pb2
+HOW = tuple(each.read_bytes() for each in (Path(__file__), Path(mirror.__file__)))
+"""What is built depends on, too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Of an image, as it was asked for."""
+
+    commands: tuple[str, ...]
+    files: tuple[str, ...]
 
 
 class Images(State):
@@ -23,6 +36,7 @@ class Images(State):
     def __init__(self, machines: Machines) -> None:
         super().__init__(machines)
         self.store = ""
+        self.layers: list[Layer] = []
         self._apps: dict[str, str] = {}
         self._mounts: dict[str, list[Any]] = {}
         self._files: dict[str, bytes] = {}
@@ -64,12 +78,10 @@ class Images(State):
         return api.MountBatchedCheckExistenceResponse(missing_sha256_hex_hashes=missing)
 
     async def MountPutFile(self, request: Any, context: Any) -> Any:
-        if request.WhichOneof("data_oneof") == "data_blob_id":
-            data = self._files.pop(request.data_blob_id)
-        else:
-            data = request.data
-        assert not data or hashlib.sha256(data).hexdigest() == request.sha256_hex
-        if data:
+        sent = request.WhichOneof("data_oneof")
+        if sent is not None:  # else it only asks whether the file is here
+            data = self._files.pop(request.data_blob_id) if sent == "data_blob_id" else request.data
+            assert hashlib.sha256(data).hexdigest() == request.sha256_hex
             self._files[request.sha256_hex] = data
         return api.MountPutFileResponse(exists=request.sha256_hex in self._files)
 
@@ -86,7 +98,8 @@ class Images(State):
             tuple(image.dockerfile_commands),
             tuple((each.filename, each.sha256_hex) for each in files),
         )
-        image_id = f"im-{hashlib.sha256(repr((self.machines.base(), layer)).encode()).hexdigest()[:22]}"
+        self.layers.append(Layer(tuple(image.dockerfile_commands), tuple(each.filename for each in files)))
+        image_id = f"im-{hashlib.sha256(repr((HOW, self.machines.base(), layer)).encode()).hexdigest()[:22]}"
         async with self._building:
             error = await self._build(image_id, image, files)
         success, failure = api.GenericResult.GENERIC_STATUS_SUCCESS, api.GenericResult.GENERIC_STATUS_FAILURE
@@ -111,7 +124,9 @@ class Images(State):
             lines = [
                 f"FROM {self.machines.base()}",
                 f"RUN python3 -c 'import sys; assert sys.version_info[:2] == ({version[0]}, {version[1]})'",
-                f"RUN mkdir -p /usr/local/bin && ln -sf /usr/bin/python3 /usr/local/bin/python{name}",
+                "RUN mkdir -p /usr/local/bin && "
+                f"ln -sf /usr/bin/python3 /usr/local/bin/python{name} && "
+                "ln -sf /usr/bin/python3 /usr/local/bin/python",
             ]
         for base in image.base_images:
             lines[0] = lines[0].replace(f"FROM {base.docker_tag}", f"FROM {self.images[base.image_id]}")
@@ -120,6 +135,12 @@ class Images(State):
                 path = Path(folder) / each.filename.lstrip("/")
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(self._files[each.sha256_hex])
+            for each in image.context_files:
+                (Path(folder) / each.filename.lstrip("/")).write_bytes(each.data)
+            try:
+                lines = await with_packages(lines, Path(folder))
+            except NotFetched as why:
+                return str(why)
             error = await self.machines.build(tag, lines, Path(folder))
         if not error:
             self.images[image_id] = tag
