@@ -5,6 +5,7 @@ from typing import Any
 
 from rlm_core.clients.base import Message
 from rlm_core.context import describe
+from rlm_core.first_look import first_look
 from rlm_core.text import one_line
 
 SUB_WINDOW_SHARE = 0.6
@@ -137,9 +138,10 @@ def first_messages(
         system = f"{system}\n\n{TOOLS}\n\n" + "\n".join(f"- {tool}" for tool in config.tools)
     if config.is_child:
         system = f"{system}\n\n{CHILD}"
+    user = (describe(context) + _before(*earlier), first_look(context, question), _task(question))
     messages: list[Message] = [
         {"role": "system", "content": system},
-        {"role": "user", "content": f"{describe(context)}{_before(*earlier)}\n\n{_task(question)}"},
+        {"role": "user", "content": "\n\n".join(part for part in user if part)},
     ]
     if config.user_prologue:
         messages.append({"role": "user", "content": config.user_prologue})
