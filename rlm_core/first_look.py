@@ -17,7 +17,7 @@ SHOWN_PLACES = 2
 """Of a word that stands at few; of one that stands at many, one."""
 FEW = 20
 PLACE_CHARS = 160
-WORD = re.compile(r"\w[\w'-]{2,39}")
+WORD = re.compile(r"\w[\w'-]{1,38}\w")
 
 
 def first_look(context: Any, question: str | None) -> str:

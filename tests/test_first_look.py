@@ -20,6 +20,10 @@ def test_of_a_frequent_word_one_place_is_enough() -> None:
     assert shown == "Words of the question in it:\n- 'ERROR' 3,000 times, as in `step done ERROR`"
 
 
+def test_a_word_in_quotes_is_found() -> None:
+    assert "'ERROR' 3,000 times" in first_look("step done ERROR\n" * 3_000, "How many lines say 'ERROR'?")
+
+
 def test_where_nothing_is_to_be_shown_nothing_is_said() -> None:
     assert not first_look(FILLER, "Who was the keeper?")
     assert not first_look(FILLER, None)

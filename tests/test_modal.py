@@ -280,6 +280,24 @@ async def test_the_image_has_layers_of_libraries_packages_and_files(modal: FakeM
     assert {"/opt/rlm/bin/agent", "/opt/rlm/agent/rlm_agent/container.py"} <= set(files)
 
 
+WRITABLE = """
+import os, stat
+for top, folders, files in os.walk("/opt"):
+    for path in (os.path.join(top, each) for each in (*folders, *files)):
+        mode = os.lstat(path).st_mode
+        if not stat.S_ISLNK(mode) and mode & 0o022: print(path, oct(mode))
+"""
+
+
+async def test_whatever_the_hosts_umask_cells_can_change_nothing_of_the_agent(modal: FakeModal) -> None:
+    before = os.umask(0)
+    try:
+        async with started() as sandbox, Session(sandbox, sandbox._spec, echo) as session:
+            assert (await session.execute(WRITABLE)).stdout == ""
+    finally:
+        os.umask(before)
+
+
 async def test_a_package_that_is_not_there_is_named(modal: FakeModal) -> None:
     with pytest.raises(EngineError, match="no-such-package-of-anybody"):
         await environment(packages=["no-such-package-of-anybody"]).start()

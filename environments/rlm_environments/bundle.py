@@ -116,6 +116,9 @@ def lay_out_agent(root: Path, python: Python) -> None:
     (root / site(python) / "rlm_agent.pth").write_text("/opt/rlm/agent\n")
     home = Path(python.executable).parent
     (venv / "pyvenv.cfg").write_text(f"home = {home}\ninclude-system-site-packages = false\n")
+    for path in root.rglob("*"):
+        if path.is_file() and not path.is_symlink():  # whatever the umask, only root may write to it there
+            path.chmod(0o644)
 
 
 def tarball(python: Python, packages: Sequence[str]) -> bytes:

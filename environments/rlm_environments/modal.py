@@ -277,7 +277,8 @@ def _image(spec: ModalSpec, folder: Path) -> modal.Image:
     look = f"{python.executable} -I -c 'import sys; assert sys.version_info[:2] == {version}'"
     programs = f"/{bundle.VENV}/bin"
     links = [f"ln -sf {python.executable} {programs}/{each}" for each in ("python", "python3")]
-    rights = f"chmod -R a+rX /{bundle.VENV} /opt/rlm /tmp && chmod a+x {guest.AGENT}"
+    # Nobody but root may write to what root and other cells run.
+    rights = f"chmod -R u=rwX,go=rX /{bundle.VENV} /opt/rlm && chmod 755 {guest.AGENT} && chmod -R a+rX /tmp"
     finish = f"{python.executable} -I /opt/rlm/finish.py"
     bundle.lay_out_agent(folder, python)
     image = base.run_commands(look).pip_install_from_requirements(

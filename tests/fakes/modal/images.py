@@ -96,7 +96,7 @@ class Images(State):
         layer = (
             tuple((each.docker_tag, each.image_id) for each in image.base_images),
             tuple(image.dockerfile_commands),
-            tuple((each.filename, each.sha256_hex) for each in files),
+            tuple((each.filename, each.sha256_hex, each.mode) for each in files),
         )
         self.layers.append(Layer(tuple(image.dockerfile_commands), tuple(each.filename for each in files)))
         image_id = f"im-{hashlib.sha256(repr((HOW, self.machines.base(), layer)).encode()).hexdigest()[:22]}"
@@ -135,6 +135,7 @@ class Images(State):
                 path = Path(folder) / each.filename.lstrip("/")
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(self._files[each.sha256_hex])
+                path.chmod(each.mode or 0o644)
             for each in image.context_files:
                 (Path(folder) / each.filename.lstrip("/")).write_bytes(each.data)
             try:
