@@ -24,6 +24,22 @@ def test_a_word_in_quotes_is_found() -> None:
     assert "'ERROR' 3,000 times" in first_look("step done ERROR\n" * 3_000, "How many lines say 'ERROR'?")
 
 
+def test_parts_of_words_are_not_counted() -> None:
+    text = "the start of it all\n" * 500
+    assert not first_look(text, "Which art?")
+    assert "- 'art' once, as in `an art of its own`" in first_look(f"{text}an art of its own\n", "Which art?")
+
+
+def test_of_a_long_question_the_end_counts() -> None:
+    rules = " ".join(f"rule{number}" for number in range(2_000))
+    text = f"{LINE}\n" + "x" * 1_000_000
+    assert "'vault' once" in first_look(text, f"{rules}. What is the code of the vault?")
+
+
+def test_what_stands_everywhere_is_not_shown() -> None:
+    assert not first_look("ERROR\n" * (look.MAX_COUNTED + 1), "How many ERROR?")
+
+
 def test_where_nothing_is_to_be_shown_nothing_is_said() -> None:
     assert not first_look(FILLER, "Who was the keeper?")
     assert not first_look(FILLER, None)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import modal.exception as modal_sdk
 import pytest
 import trustme
 from modal_proto import api_pb2
@@ -296,6 +297,41 @@ async def test_whatever_the_hosts_umask_cells_can_change_nothing_of_the_agent(mo
             assert (await session.execute(WRITABLE)).stdout == ""
     finally:
         os.umask(before)
+
+
+@pytest.mark.parametrize(
+    "package", ["-r x.txt", "./six.whl", "six @ file:///six.whl", "wheels/six.whl", "/six.whl"]
+)
+async def test_a_package_of_this_machine_is_refused(package: str) -> None:
+    with pytest.raises(ConfigError, match="not files of this machine"):
+        await environment(packages=[package]).start()
+
+
+@pytest.mark.parametrize(
+    "package", ["six", "six==1.16.0", "pandas[excel]>=2,<4", "six @ https://example.org/six.whl"]
+)
+def test_a_package_of_an_index_is_none_of_this_machine(package: str) -> None:
+    assert not modal_environment.LOCAL.search(package)
+
+
+def test_the_log_of_a_build_is_named_once() -> None:
+    ids = "im-1"
+    known = f"Image build for {ids} failed.\nView the build logs:\n  modal image logs {ids}"
+    for text in (known, "Image build for im-1 failed with the exception:\nno such package"):
+        error = modal_sdk.ImageBuildError(text, ids)
+        assert modal_environment._explain(error).count(f"modal image logs {ids}") == 1
+
+
+async def test_what_a_snapshot_has_of_a_shared_folder_stays(modal: FakeModal) -> None:
+    """Packages of one namespace are in one folder, which pip would replace."""
+    async with started(packages=["jaraco.context"]) as sandbox:
+        image = await sandbox.snapshot()
+    async with (
+        started(image=image, packages=["jaraco.functools"]) as sandbox,
+        Session(sandbox, sandbox._spec, echo) as session,
+    ):
+        result = await session.execute("import jaraco.context, jaraco.functools; print('both')")
+        assert result.stdout == "both\n", result.stderr
 
 
 async def test_a_package_that_is_not_there_is_named(modal: FakeModal) -> None:

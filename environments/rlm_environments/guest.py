@@ -38,16 +38,16 @@ ENVIRONMENT: dict[str, str] = {
 
 def unpack(bundle: str) -> list[str]:
     """Shell commands that lay out the bundle at this path, once."""
-    return [f"python3 -I -m tarfile -e {bundle} /", f"rm -f {bundle}", *SETUP]
+    return [f"python3 -I -m tarfile -e {bundle} /", f"rm -f {bundle}", NO_SUID, *SETUP]
 
 
+NO_SUID = "find / -xdev -perm /6000 -type f -exec chmod a-s {} + 2>/dev/null || true"
+"""Cells are users without rights, and no program may give them any. (In an image, finish.py does this.)"""
 SETUP = (
     f"mkdir -p {RUN_FOLDER}",
     f"chown {AGENT_USER}:{AGENT_USER} {RUN_FOLDER}",
     f"chmod 0711 {RUN_FOLDER}",
     "chmod 1777 /tmp",
-    # Cells are users without rights, and no program may give them any.
-    "find / -xdev -perm /6000 -type f -exec chmod a-s {} + 2>/dev/null || true",
 )
 """Shell commands for a machine in which everything of the bundle is."""
 AGENT = "/opt/rlm/bin/agent"

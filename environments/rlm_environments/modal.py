@@ -17,6 +17,8 @@ import asyncio
 import contextlib
 import logging
 import math
+import re
+import shlex
 import sys
 import tempfile
 import time
@@ -73,6 +75,10 @@ APP = "rlm-sandbox"
 """That all sandboxes belong to; made when there is none."""
 READY_SECONDS = 60
 STOP_SECONDS = 5.0
+REQUIREMENTS, FETCHED = "/opt/rlm/requirements.txt", "/.rlm-fetched"
+"""In the builder."""
+LOCAL = re.compile(r"^\s*[-./~]|\bfile:|^[^@\[:]*/")
+"""An entry of `packages` that is an option of pip's, or a path."""
 ERROR_CHARS = 300
 """Of what Modal says; of a build's, the end."""
 TAG, TAG_ID, TAG_LEASE, TAG_CREATED = "rlm", "rlm-sandbox", "rlm-lease", "rlm-created"
@@ -281,18 +287,25 @@ def _image(spec: ModalSpec, folder: Path) -> modal.Image:
     rights = f"chmod -R u=rwX,go=rX /{bundle.VENV} /opt/rlm && chmod 755 {guest.AGENT} && chmod -R a+rX /tmp"
     finish = f"{python.executable} -I /opt/rlm/finish.py"
     bundle.lay_out_agent(folder, python)
-    image = base.run_commands(look).pip_install_from_requirements(
-        str(bundle.image_file("requirements.txt")), extra_options=_into(bundle.LIBRARIES, "--require-hashes")
+    requirements = bundle.image_file("requirements.txt")
+    image = base.run_commands(look).dockerfile_commands(
+        f"COPY {requirements.name} {REQUIREMENTS}",
+        f"RUN {_install(python, bundle.LIBRARIES, '--require-hashes', '-r', REQUIREMENTS)}",
+        context_dir=requirements.parent,
     )
-    image = image.pip_install(*(spec.packages or ()), extra_options=_into(bundle.site(python)))
+    if spec.packages:
+        image = image.run_commands(_install(python, bundle.site(python), *sorted(spec.packages)))
     return image.add_local_dir(folder, "/", copy=True).run_commands(
         f"mkdir -p {programs}", *links, rights, finish, *guest.SETUP
     )
 
 
-def _into(folder: str, *options: str) -> str:
-    """Options of pip; a snapshot has something there already."""
-    return " ".join(["--upgrade", "--target", f"/{folder}", *bundle.WHEELS, *options])
+def _install(python: bundle.Python, folder: str, *wanted: str) -> str:
+    """A shell command: by this Python's own pip, whatever another image's `python` is, and into a new folder
+    first, because pip would take away what a snapshot has in this one already."""
+    options = ("--no-cache-dir", "--target", FETCHED, *bundle.WHEELS)
+    pip = shlex.join([python.executable, "-I", "-m", "pip", "install", *options, *wanted])
+    return f"{pip} && mkdir -p /{folder} && cp -a {FETCHED}/. /{folder} && rm -rf {FETCHED}"
 
 
 def _arguments(spec: ModalSpec, sandbox_id: str) -> dict[str, Any]:
@@ -301,6 +314,11 @@ def _arguments(spec: ModalSpec, sandbox_id: str) -> dict[str, Any]:
         raise ConfigError(f"tags: those that begin with {TAG!r} are ours: {', '.join(ours)}")
     if spec.image in ("data", "debian"):
         raise ConfigError(f"image={spec.image!r} is of container engines: name a public image, and packages")
+    if local := [each for each in spec.packages or () if LOCAL.search(each)]:
+        raise ConfigError(
+            f"packages={local}: Modal's builder installs what its index has, not files of this machine, and "
+            "takes no options of pip"
+        )
     if spec.lifetime is not None and spec.lifetime > DAY - SPARE_SECONDS:
         raise ConfigError(f"lifetime={spec.lifetime:g}: at most {DAY - SPARE_SECONDS} s at Modal")
     if spec.transport == "stdio" and spec.inbound_cidr_allowlist is not None:
@@ -409,7 +427,8 @@ def _errors() -> Iterator[None]:
 def _explain(error: Exception) -> str:
     if isinstance(error, modal.exception.ImageBuildError):
         end = " ".join(printable(str(error)).split())[-ERROR_CHARS:]
-        return f"Modal could not build the image: {end} (all of it: modal image logs {error.image_id})"
+        logs = f"modal image logs {error.image_id}"
+        return f"Modal could not build the image: {end}{'' if logs in end else f' (all of it: {logs})'}"
     line = one_line(printable(str(error) or type(error).__name__), ERROR_CHARS)
     if isinstance(error, modal.exception.AuthError):
         why = "there is no token" if "Token missing" in line else f"the token is refused ({line})"

@@ -12,11 +12,15 @@ COMPILED = ("/opt/rlm", "/opt/venv", sysconfig.get_path("stdlib"))
 
 
 def main() -> None:
+    device = Path("/").lstat().st_dev
     for folder, folders, files in os.walk("/"):
-        if folder == "/":
-            folders[:] = [each for each in folders if each not in ("proc", "sys", "dev")]
+        # What is mounted, as /proc, is not of the image.
+        folders[:] = [each for each in folders if Path(folder, each).lstat().st_dev == device]
         for path in (Path(folder, name) for name in files):
-            mode = path.lstat().st_mode
+            try:
+                mode = path.lstat().st_mode
+            except FileNotFoundError:
+                continue  # it was somebody's for a moment
             if stat.S_ISREG(mode) and mode & (stat.S_ISUID | stat.S_ISGID):
                 path.chmod(stat.S_IMODE(mode) & ~(stat.S_ISUID | stat.S_ISGID))
     for folder in COMPILED:

@@ -15,7 +15,7 @@ from modal_proto import api_pb2
 from tests.fakes.machines import Machines
 from tests.fakes.modal import mirror
 from tests.fakes.modal.boxes import State
-from tests.fakes.modal.mirror import NotFetched, with_packages
+from tests.fakes.modal.mirror import NotFetched, put_pip, with_packages
 
 api: Any = api_pb2
 HOW = tuple(each.read_bytes() for each in (Path(__file__), Path(mirror.__file__)))
@@ -124,9 +124,8 @@ class Images(State):
             lines = [
                 f"FROM {self.machines.base()}",
                 f"RUN python3 -c 'import sys; assert sys.version_info[:2] == ({version[0]}, {version[1]})'",
-                "RUN mkdir -p /usr/local/bin && "
-                f"ln -sf /usr/bin/python3 /usr/local/bin/python{name} && "
-                "ln -sf /usr/bin/python3 /usr/local/bin/python",
+                f"RUN mkdir -p /usr/local/bin && ln -sf /usr/bin/python3 /usr/local/bin/python{name}",
+                "COPY . /",
             ]
         for base in image.base_images:
             lines[0] = lines[0].replace(f"FROM {base.docker_tag}", f"FROM {self.images[base.image_id]}")
@@ -136,8 +135,8 @@ class Images(State):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(self._files[each.sha256_hex])
                 path.chmod(each.mode or 0o644)
-            for each in image.context_files:
-                (Path(folder) / each.filename.lstrip("/")).write_bytes(each.data)
+            if not image.base_images:
+                put_pip(Path(folder), name)
             try:
                 lines = await with_packages(lines, Path(folder))
             except NotFetched as why:
