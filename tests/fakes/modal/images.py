@@ -136,7 +136,7 @@ class Images(State):
                 path.write_bytes(self._files[each.sha256_hex])
                 path.chmod(each.mode or 0o644)
             if not image.base_images:
-                put_pip(Path(folder), name)
+                put_pip(Path(folder))
             try:
                 lines = await with_packages(lines, Path(folder))
             except NotFetched as why:

@@ -17,10 +17,11 @@ class NotFetched(Exception):
     """With what pip has said."""
 
 
-def put_pip(folder: Path, version: str) -> None:
+def put_pip(folder: Path) -> None:
     """Where a Python of Debian looks for it: every base of Modal's has one, and maybe no program `python`."""
     found = importlib.util.find_spec("pip")
     assert found is not None and found.origin is not None
+    version = f"{sys.version_info[0]}.{sys.version_info[1]}"
     shutil.copytree(Path(found.origin).parent, folder / f"usr/local/lib/python{version}/dist-packages/pip")
 
 
