@@ -3,10 +3,11 @@
 import asyncio
 import time
 
+from benchmarks.bare import bare_client
 from benchmarks.lm_server import lm_server
 from rlm_core.broker.account import Account
 from rlm_core.broker.broker import Broker, BrokerConfig, Models
-from rlm_core.clients import LMRequest, make_client
+from rlm_core.clients import make_client
 from rlm_core.environment import make_environment
 from rlm_core.session import Session
 
@@ -14,19 +15,18 @@ ROUNDS = 3
 
 
 async def _bare(base_url: str, number: int, at_once: int) -> float:
-    client = make_client("openai", {"model_name": "m", "base_url": base_url, "api_key": "k"})
     places = asyncio.Semaphore(at_once)
-
-    async def one() -> None:
-        async with places:
-            await client.complete(LMRequest.of_prompt("x"))
-
     seconds = []
-    for _ in range(ROUNDS):
-        begun = time.perf_counter()
-        await asyncio.gather(*(one() for _ in range(number)))
-        seconds.append(time.perf_counter() - begun)
-    await client.aclose()
+    async with bare_client(base_url) as call:
+
+        async def one() -> None:
+            async with places:
+                await call()
+
+        for _ in range(ROUNDS):
+            begun = time.perf_counter()
+            await asyncio.gather(*(one() for _ in range(number)))
+            seconds.append(time.perf_counter() - begun)
     return min(seconds)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from rlm_agent.worker import process
 
+from benchmarks.bare import bare_client
 from rlm_core import RLM, RLMLogger, ScriptedClient
 from rlm_core.broker.account import Account
 from rlm_core.broker.broker import Broker, Models
@@ -105,16 +106,14 @@ async def recovery(sandbox: Sandbox) -> dict[str, float]:
 async def queries(sandbox: Sandbox, base_url: str) -> dict[str, float]:
     """What a call costs beyond the bare client's own time, one by one and 200 at once."""
     # A client each: the time of a call grows with the connections that its client has open.
-    kwargs = {"model_name": "m", "base_url": base_url, "api_key": "k"}
-    bare, client = make_client("openai", kwargs), make_client("openai", kwargs)
-    request = LMRequest.of_prompt("x")
+    async with bare_client(base_url) as call:
 
-    async def gathered() -> None:
-        await asyncio.gather(*(bare.complete(request) for _ in range(200)))
+        async def gathered() -> None:
+            await asyncio.gather(*(call() for _ in range(200)))
 
-    await gathered()
-    bare_batch = await median_of(gathered, 5)
-    await bare.aclose()
+        await gathered()
+        bare_batch = await median_of(gathered, 5)
+    client = make_client("openai", {"model_name": "m", "base_url": base_url, "api_key": "k"})
     timed = TimedClient(client)
     broker = Broker(Models([timed]))
     spec = make_environment("local", {}).spec

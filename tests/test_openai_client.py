@@ -4,6 +4,7 @@ import socket
 from typing import Any
 
 import pytest
+from openai import AsyncOpenAI, DefaultAioHttpClient
 
 from rlm_core import (
     RLM,
@@ -179,3 +180,50 @@ def test_json_in_a_system_prompt_is_just_text() -> None:
         with RLM(**openai(server.base_url), custom_system_prompt=prompt, orchestrator=False) as rlm:
             rlm.completion("x")
     assert server.requests[0]["messages"][0]["content"] == prompt
+
+
+async def test_a_request_is_what_the_sdk_itself_would_send() -> None:
+    sampling: dict[str, Any] = {
+        "temperature": 0.5,
+        "stop": ["\n```"],
+        "logit_bias": {"50256": -100},
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "n", "schema": {"type": "object"}},
+        },
+        "extra_body": {"top_k": 3},
+        "extra_headers": {"X-Mine": "1"},
+        "extra_query": {"trace": "a b"},
+        "timeout": 30.0,
+    }
+    with lm_server(lambda request: "fine") as server:
+        client = make_client(
+            "openai",
+            {"model_name": "m", "base_url": server.base_url, "api_key": "k", "sampling_args": sampling},
+        )
+        async with AsyncOpenAI(
+            base_url=server.base_url, api_key="k", http_client=DefaultAioHttpClient()
+        ) as sdk:
+            await sdk.chat.completions.create(
+                model="m", messages=[{"role": "user", "content": "x"}], **sampling
+            )
+        assert (await client.complete(LMRequest.of_prompt("x"))).text == "fine"
+        await client.aclose()
+    theirs, ours = server.requests
+    assert ours == theirs and ours["top_k"] == 3
+    assert server.paths[0] == server.paths[1] and server.paths[0].endswith("?trace=a+b")
+    changing = {"content-length", "host"}
+    theirs_headers, ours_headers = (
+        {name: value for name, value in each.items() if name not in changing} for each in server.headers
+    )
+    assert ours_headers == theirs_headers and ours_headers["x-mine"] == "1"
+
+
+async def test_a_timeout_of_a_calls_own_is_kept() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        kwargs = {"model_name": "m", "base_url": f"http://127.0.0.1:{port}/v1", "api_key": "k"}
+        client = make_client("openai", {**kwargs, "sampling_args": {"timeout": 0.2}})
+        with pytest.raises(ProviderUnreachable, match="did not answer in time"):
+            await client.complete(LMRequest.of_prompt("x"))
+        await client.aclose()

@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 import openai
 from openai.resources.chat.completions import AsyncCompletions
 from openai.resources.responses import AsyncResponses
+from openai.types.chat import ChatCompletion
 
 from rlm_core.clients import openai_answers
 from rlm_core.clients.base import DEFAULT_CONTEXT_WINDOW, LMClient, LMRequest, LMResponse
@@ -22,6 +23,13 @@ DEFAULT_BASE_URL = "https://api.openai.com/v1"
 ROUTERS = {"openrouter.ai": "OPENROUTER_API_KEY", "ai-gateway.vercel.sh": "AI_GATEWAY_API_KEY"}
 """Whose key is whose, where `base_url` names one of them."""
 APIS = ("chat", "responses")
+OPTIONS = {
+    "extra_headers": "headers",
+    "extra_query": "params",
+    "extra_body": "extra_json",
+    "timeout": "timeout",
+}
+"""Arguments of a call that are not part of its body, and what the SDK's `post` calls them."""
 
 
 def with_fast_http(url: str, arguments: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -106,9 +114,7 @@ class OpenAIClient(LMClient):
             if self.api == "responses":
                 made = await self._client.responses.create(model=model, input=messages, **arguments)
                 return openai_answers.of_response(made, model)
-            completion = await self._client.chat.completions.create(
-                model=model, messages=messages, **arguments
-            )
+            completion = await self._chat({"model": model, "messages": messages, **arguments})
             return openai_answers.of_completion(completion, model)
         except self.errors.OpenAIError as error:
             raise openai_answers.failure(error, peer, self.errors) from None
@@ -118,6 +124,18 @@ class OpenAIClient(LMClient):
 
     async def aclose(self) -> None:
         await self._client.close()
+
+    async def _chat(self, arguments: Mapping[str, Any]) -> Any:
+        """What `chat.completions.create` does, by the SDK's `post`: `create` goes over the whole body by its
+        types first, which takes a third of a call's processor time (measured: 0.9 ms, and 0.6 by `post`)."""
+        options: Any = {"security": {"bearer_auth": True}}
+        options |= {name: arguments[key] for key, name in OPTIONS.items() if key in arguments}
+        return await self._client.post(
+            "/chat/completions",
+            cast_to=ChatCompletion,
+            body={key: value for key, value in arguments.items() if key not in OPTIONS},
+            options=options,
+        )
 
     def _make_sdk(self, api_key: str | None, **arguments: Any) -> openai.AsyncOpenAI:
         key = api_key or self._key_of_environment()

@@ -1,6 +1,7 @@
 """Portkey's AI gateway, by its official SDK."""
 
 import importlib
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import portkey_ai
@@ -35,6 +36,9 @@ class PortkeyClient(OpenAIClient):
 
     def _hints(self, request: LMRequest) -> dict[str, Any]:
         return {"timeout": self._timeout}
+
+    async def _chat(self, arguments: Mapping[str, Any]) -> Any:
+        return await self._client.chat.completions.create(**arguments)
 
     async def aclose(self) -> None:
         sdk: Any = self._client
