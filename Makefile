@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 BENCH_VENV := .venv-bench
 
-.PHONY: demo test test-cloud test-local-model bench lint proto prices clean
+.PHONY: demo test test-cloud test-vm test-local-model bench lint proto prices clean
 
 demo: $(STAMP)
 	$(BIN)/rlm demo
@@ -16,6 +16,11 @@ test: $(STAMP)
 # Against the real clouds whose keys are set; it costs money.
 test-cloud: $(STAMP)
 	RLM_TEST_CLOUD=1 $(BIN)/python -m pytest -rs tests/cloud/check_clouds.py
+
+# On another kind of machine, in a virtual one: control groups of version 2, AppArmor, a rootless engine.
+test-vm: $(STAMP)
+	.ci/engine
+	BIN=$(BIN) tests/vm/run
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

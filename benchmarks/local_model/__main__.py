@@ -11,7 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.local_model.tasks import SETS, Task
+from benchmarks.local_model.task import Task
+from benchmarks.local_model.tasks import SETS
 from benchmarks.local_model.weights import WeightsGone, fetch
 from rlm_core import RLM, RLMError
 from rlm_core.logger import RLMLogger
@@ -71,7 +72,7 @@ def peers(url: str, tasks: list[Task], python: str) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.local_model", description=__doc__)
     parser.add_argument("--peer", help="the interpreter that has rlms; without it, ours only")
-    parser.add_argument("--set", choices=SETS, default="fresh", help="which tasks")
+    parser.add_argument("--set", choices=SETS, default="unseen", help="which tasks")
     parser.add_argument("--weights", type=Path, default=Path(".venv-local-model"), help="a folder for them")
     parser.add_argument("--logs", type=Path, help="a folder for trajectories")
     arguments = parser.parse_args()

@@ -1,34 +1,11 @@
-"""Small tasks with computed truth: six that the prompt was worked on with, and twelve that it was not."""
+"""Small tasks with computed truth: eighteen whose transcripts were read while the prompt was worked on."""
 
 import random
-import re
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from benchmarks.local_model.task import CITIES, NAMES, Task, hidden
+from benchmarks.local_model.unseen import unseen
 from rlm_core.demo.task import load_text
-
-NAMES = ("Ada", "Bruno", "Chen", "Dalia", "Emeka", "Fatima", "Goran", "Hana")
-CITIES = ("Lima", "Oslo", "Cairo", "Perth", "Quito", "Dakar", "Hanoi", "Turin")
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    name: str
-    question: str
-    context: str
-    truth: str
-
-    def is_solved_by(self, response: str) -> bool:
-        """Whether the truth is in the answer, and nothing else of its kind is."""
-        if self.truth.replace(".", "").isdigit():
-            found = {number.rstrip(".") for number in re.findall(r"\d[\d.]*", response.replace(",", ""))}
-            return {_plain(number) for number in found} == {_plain(self.truth)}
-        kin = next((names for names in (NAMES, CITIES) if self.truth in names), (self.truth,))
-        return [name for name in kin if re.search(rf"\b{name}\b", response, re.I)] == [self.truth]
-
-
-def _plain(number: str) -> str:
-    return number.rstrip("0").rstrip(".") if "." in number else number
 
 
 def tuning() -> list[Task]:
@@ -42,7 +19,7 @@ def held_out() -> list[Task]:
 
 
 def fresh() -> list[Task]:
-    """Of other forms than the tasks above; written after the last work on the prompt."""
+    """Of other forms than the tasks above."""
     rng = random.Random(3)
     return [_longest(rng), _shop(rng), _two_steps(rng), _both(rng), _animals(rng), _between(rng)]
 
@@ -66,7 +43,7 @@ def _apples(rng: random.Random) -> Task:
 
 def _code(rng: random.Random) -> Task:
     question = "What is the code of the vault? Answer with the number."
-    return Task("a code in a long text", question, _hidden(rng, "The code of the vault is 48213."), "48213")
+    return Task("a code in a long text", question, hidden(rng, "The code of the vault is 48213."), "48213")
 
 
 def _warmest(rng: random.Random) -> Task:
@@ -126,7 +103,7 @@ def _average(rng: random.Random) -> Task:
 
 
 def _keeper(rng: random.Random) -> Task:
-    text = _hidden(rng, "The keeper of the lighthouse was called Goran, and he lived there for 31 years.")
+    text = hidden(rng, "The keeper of the lighthouse was called Goran, and he lived there for 31 years.")
     return Task(
         "a name in a long text",
         "What was the keeper of the lighthouse called? Answer with the name.",
@@ -194,7 +171,7 @@ def _shop(rng: random.Random) -> Task:
 
 
 def _two_steps(rng: random.Random) -> Task:
-    text = _hidden(rng, "The red house belongs to the baker.")
+    text = hidden(rng, "The red house belongs to the baker.")
     lines = text.splitlines()
     lines.insert(len(lines) // 5, "The name of the baker is Dalia.")
     question = "What is the name of the owner of the red house? Answer with the name."
@@ -241,10 +218,9 @@ def _between(rng: random.Random) -> Task:
     return Task("between two lines", question, "\n".join(lines), str(end - start - 1))
 
 
-def _hidden(rng: random.Random, sentence: str) -> str:
-    lines = load_text()[200_000:224_000].splitlines()
-    lines.insert(rng.randint(len(lines) // 4, 3 * len(lines) // 4), sentence)
-    return "\n".join(lines)
-
-
-SETS: dict[str, Callable[[], list[Task]]] = {"tuning": tuning, "held-out": held_out, "fresh": fresh}
+SETS: dict[str, Callable[[], list[Task]]] = {
+    "tuning": tuning,
+    "held-out": held_out,
+    "fresh": fresh,
+    "unseen": unseen,
+}

@@ -16,7 +16,7 @@ import requests.exceptions
 from rlm_core.errors import EngineError
 from rlm_core.text import one_line
 from rlm_environments.bundle import LOOK, Python
-from rlm_environments.containers.engine import LABEL, Engine
+from rlm_environments.containers.engine import LABEL, Engine, said_by
 from rlm_environments.containers.progress import Say
 
 DEFAULT = "python:3.12-slim@sha256:78387bc3881b8273120a12ebe6c1ab22b018ccc2c9adf565ae1ac9b536e184ea"
@@ -86,15 +86,10 @@ def _pull(engine: Engine, reference: str, say: Say) -> None:
             engine.api.pull(repository, tag=None if ":" in repository.rpartition("/")[2] else "latest")
     except (docker.errors.DockerException, requests.exceptions.RequestException) as error:
         raise EngineError(
-            f"the image {reference.partition('@')[0]} can't be pulled ({_why(error)}); "
+            f"the image {reference.partition('@')[0]} can't be pulled ({one_line(said_by(error), 200)}); "
             "without a registry, take one that the engine has, or make one of Debian's packages: "
             "rlm image build --base debian"
         ) from None
-
-
-def _why(error: Exception) -> str:
-    """What the engine says, without the words of HTTP."""
-    return one_line(str(getattr(error, "explanation", "") or error), 200)
 
 
 def _look(engine: Engine, reference: str) -> Python:
@@ -109,7 +104,8 @@ def _look(engine: Engine, reference: str) -> Python:
             engine.api.wait(made, timeout=60)
             output = engine.api.logs(made, stderr=False)
         except docker.errors.APIError as error:
-            raise EngineError(f"image {reference!r} has no python3: {one_line(str(error), 200)}") from None
+            why = one_line(said_by(error), 200)
+            raise EngineError(f"image {reference!r} has no python3 that starts: {why}") from None
         finally:
             engine.api.remove_container(made, force=True)
     found = Python.parse(output)

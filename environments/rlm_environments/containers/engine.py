@@ -127,9 +127,14 @@ class Engine:
                 _try_socket(self.address.removeprefix("unix://"))
             yield
         except docker.errors.DockerException as error:
-            raise EngineError(_explain(str(error), self.address)) from None
+            raise EngineError(_explain(said_by(error), self.address)) from None
         except (requests.exceptions.RequestException, OSError) as error:
             raise EngineError(_explain(repr(error), self.address)) from None
+
+
+def said_by(error: Exception) -> str:
+    """What the engine says, without the words of HTTP around it."""
+    return str(getattr(error, "explanation", "") or error)
 
 
 def _of_context(name: str | None) -> dict[str, Any]:
