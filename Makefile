@@ -18,6 +18,7 @@ test-cloud: $(STAMP)
 	RLM_TEST_CLOUD=1 $(BIN)/python -m pytest -rs tests/cloud/check_clouds.py
 
 # On another kind of machine, in a virtual one: control groups of version 2, AppArmor, a rootless engine.
+# As root; takes a quarter of an hour.
 test-vm: $(STAMP)
 	.ci/engine
 	BIN=$(BIN) tests/vm/run
@@ -40,7 +41,7 @@ prices: $(STAMP)
 bench: $(STAMP) $(BENCH_VENV)/installed
 	$(BIN)/python -m benchmarks --peer $(BENCH_VENV)/bin/python
 
-# Six small tasks for a real model, with ours and with rlms; fetches 1.1 GB, takes half an hour.
+# Twelve small tasks for a real model, with ours and with rlms; fetches 1.1 GB, takes an hour.
 test-local-model: $(STAMP) $(BENCH_VENV)/installed
 	$(BIN)/python -m benchmarks.local_model --peer $(BENCH_VENV)/bin/python
 
@@ -58,4 +59,4 @@ $(BENCH_VENV)/installed:
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(BENCH_VENV)
+	rm -rf $(VENV) $(BENCH_VENV) .venv-vm

@@ -38,7 +38,7 @@ def rows(ours: dict[str, float], peer: dict[str, float]) -> list[tuple[str, floa
     found += [
         ("llm_query over the LM's own time", ours["query_s"] * MS, peer["query_s"] * MS, "ms", "≤ 0.8 ms"),
         ("200 batched", ours["batch_200_s"] * MS, peer["batch_200_s"] * MS, "ms", ""),
-        ("200 batched / bare async client", overhead, None, "×", "≤ 1.2 ×"),
+        ("200 batched / the bare SDK's", overhead, None, "×", "≤ 1.2 ×"),
         ("context in, 100 MB by file", speed, peers_speed, "MB/s", "≥ 1,000 MB/s"),
         ("context in, 100 MB streamed", streamed, None, "MB/s", "≥ 150 MB/s"),
         ("checkpoint (fork) at 1 GB", ours["checkpoint_1_gb_s"] * MS, None, "ms", "≤ 2 ms"),
@@ -63,7 +63,7 @@ def container_rows(
     names += [
         ("llm_query over the LM's own time", "query_s", MS, "ms", "≤ 0.8 ms"),
         ("200 batched", "batch_200_s", MS, "ms", ""),
-        ("200 batched / the bare client's", "batch_ratio", 1.0, "×", "≤ 1.2"),
+        ("200 batched / the bare SDK's", "batch_ratio", 1.0, "×", "≤ 1.2"),
         ("context in, 100 MB", "context_100_mb_s", MS, "ms", "≤ 100 ms"),
         (
             "start to first cell",
@@ -124,7 +124,7 @@ def cloud(python: str, base_url: str) -> dict[str, Any]:
     for what, key, scale, unit, goal in (
         ("8 calls of 1 s at once", "eight_calls_s", 1.0, "s", "≤ 1.1 s"),
         ("llm_query over the LM's own time", "query_s", MS, "ms", "≤ 5 ms"),
-        ("200 batched / the bare client's", "batch_ratio", 1.0, "×", ""),
+        ("200 batched / the bare SDK's", "batch_ratio", 1.0, "×", ""),
         ("context in, 50 MB", "context_50_mb_s", 1.0, "s", "≤ 2.5 s: 20 MB/s"),
         ("start", "start_s", 1.0, "s", ""),
     ):
@@ -134,12 +134,12 @@ def cloud(python: str, base_url: str) -> dict[str, Any]:
 
 
 def calls(python: str, base_url: str) -> dict[str, float]:
-    """Of ours only, beside the bare async client."""
+    """Of ours only, beside the bare SDK."""
     from benchmarks.calls import figures
 
     found = figures()
     table = Table("calls to an LM that takes its time", "", "goal")
-    table.add_row("1,000 calls of 100 ms, 100 at once: bare client", f"{found['bare_1000_s']:.2f} s", "")
+    table.add_row("1,000 calls of 100 ms, 100 at once: the bare SDK", f"{found['bare_1000_s']:.2f} s", "")
     table.add_row("the same by llm_query_batched", f"{found['ours_1000_s']:.2f} s", "")
     table.add_row("ratio", f"{found['ratio']:.2f} ×", "≤ 1.15")
     table.add_row("8 calls of 1 s at once", f"{found['eight_calls_s']:.2f} s", "≤ 1.1 s")

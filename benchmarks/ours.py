@@ -104,7 +104,7 @@ async def recovery(sandbox: Sandbox) -> dict[str, float]:
 
 
 async def queries(sandbox: Sandbox, base_url: str) -> dict[str, float]:
-    """What a call costs beyond the bare client's own time, one by one and 200 at once."""
+    """What a call costs beyond our client's own time, one by one; and 200 at once, beside the bare client."""
     # A client each: the time of a call grows with the connections that its client has open.
     async with bare_client(base_url) as call:
 

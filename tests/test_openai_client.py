@@ -1,10 +1,15 @@
 """The OpenAI client against a real HTTP server."""
 
+import functools
+import inspect
 import socket
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 from openai import AsyncOpenAI, DefaultAioHttpClient
+from openai.resources.chat.completions import AsyncCompletions
+from openai.types.chat.completion_create_params import CompletionCreateParamsNonStreaming
 
 from rlm_core import (
     RLM,
@@ -17,6 +22,7 @@ from rlm_core import (
     ProviderUnreachable,
 )
 from rlm_core.clients import LMRequest, make_client
+from rlm_core.clients.openai import OPTIONS
 from rlm_core.types import TokenUsage
 from tests.support.lm_server import lm_server
 
@@ -212,11 +218,36 @@ async def test_a_request_is_what_the_sdk_itself_would_send() -> None:
     theirs, ours = server.requests
     assert ours == theirs and ours["top_k"] == 3
     assert server.paths[0] == server.paths[1] and server.paths[0].endswith("?trace=a+b")
-    changing = {"content-length", "host"}
-    theirs_headers, ours_headers = (
-        {name: value for name, value in each.items() if name not in changing} for each in server.headers
-    )
-    assert ours_headers == theirs_headers and ours_headers["x-mine"] == "1"
+    assert server.headers[1] == server.headers[0] and server.headers[1]["x-mine"] == "1"
+
+
+def test_all_arguments_of_the_sdk_that_are_not_of_the_body_are_known() -> None:
+    arguments = inspect.signature(AsyncCompletions.create).parameters.keys() - {"self"}
+    assert arguments - CompletionCreateParamsNonStreaming.__annotations__.keys() == OPTIONS.keys()
+
+
+@pytest.mark.parametrize("name, value", [("stop", MappingProxyType({})), ("extra_body", {"a": object()})])
+def test_sampling_that_is_not_json_is_told_at_once(name: str, value: Any) -> None:
+    kwargs = {"model_name": "m", "base_url": "http://127.0.0.1:1/v1", "sampling_args": {name: value}}
+    with pytest.raises(ConfigError, match="have to be JSON"):
+        make_client("openai", kwargs)
+
+
+async def test_what_traces_the_sdk_sees_our_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    own = AsyncCompletions.create
+
+    @functools.wraps(own)
+    async def traced(self: AsyncCompletions, **kwargs: Any) -> Any:
+        seen.append(kwargs["model"])
+        return await own(self, **kwargs)
+
+    monkeypatch.setattr(AsyncCompletions, "create", traced)
+    with lm_server(lambda request: "fine") as server:
+        client = make_client("openai", {"model_name": "m", "base_url": server.base_url, "api_key": "k"})
+        assert (await client.complete(LMRequest.of_prompt("x"))).text == "fine"
+        await client.aclose()
+    assert seen == ["m"]
 
 
 async def test_a_timeout_of_a_calls_own_is_kept() -> None:

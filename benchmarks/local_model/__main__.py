@@ -72,7 +72,9 @@ def peers(url: str, tasks: list[Task], python: str) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.local_model", description=__doc__)
     parser.add_argument("--peer", help="the interpreter that has rlms; without it, ours only")
-    parser.add_argument("--set", choices=SETS, default="unseen", help="which tasks")
+    parser.add_argument(
+        "--set", choices=SETS, default="unseen", help="which tasks; unseen: new ones of known kinds"
+    )
     parser.add_argument("--weights", type=Path, default=Path(".venv-local-model"), help="a folder for them")
     parser.add_argument("--logs", type=Path, help="a folder for trajectories")
     arguments = parser.parse_args()
