@@ -1,8 +1,8 @@
 """The bare async client that ours is measured beside: OpenAI's SDK, called as its documentation shows.
 
-With the faster of the two HTTP libraries that it can use, as ours has it: by default it takes some three times
-as long (200 calls at once: 0.52 s, and 0.18 s by this one; SDK 3.57), and every ratio to it would look better.
-Our client does without a part of `create` (see `rlm_core/clients/openai.py`), which is part of the ratio.
+With the faster of the two HTTP libraries that it can use, as ours has it: by default it takes about three
+times as long (200 calls at once: 0.52 s, and 0.18 s by this one; SDK 3.57), and each ratio to it would look
+better. Our client does without a part of `create` (rlm_core/clients/openai.py): that is part of the ratio.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
