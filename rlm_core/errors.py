@@ -29,11 +29,17 @@ gRPC's errors and the SDKs' are mapped where they enter (`rlm_core/transport/err
 """
 
 import asyncio
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from rlm_core.types import RLMChatCompletion
 
 
 class RLMError(Exception):
     """Root of all errors of this library; `str()` is one line for the user."""
+
+    completion: "RLMChatCompletion | None" = None
+    """Of an error that ended a run: its usage, cost and log; `response` is the best answer known."""
 
 
 def in_one_line(error: BaseException) -> str:

@@ -181,14 +181,17 @@ class RLM:
             root_prompt: the question. Without one, the request is in the context itself.
 
         Raises:
-            RLMError: what went wrong, in one line; nothing is left running. A limit's error has
-                `partial_answer`, and so has that of Ctrl-C (`CancellationError`).
+            RLMError: what went wrong, in one line; nothing is left running. `completion` of it says what the
+                run used, and where its log is. A limit's error has `partial_answer`, and so has that of
+                Ctrl-C (`CancellationError`).
         """
         begun: list[Run] = []
         try:
             return portal().run(self._complete(prompt, root_prompt, begun))
         except KeyboardInterrupt:
-            raise CancellationError(begun[0].partial_answer if begun else None) from None
+            error = CancellationError(begun[0].partial_answer if begun else None)
+            error.completion = begun[0].failed("interrupted") if begun else None
+            raise error from None
 
     async def acompletion(self, prompt: Any, root_prompt: str | None = None) -> RLMChatCompletion:
         """`completion` for async code. Cancelling it ends the run and its sandbox."""

@@ -28,6 +28,7 @@ from rlm_core.errors import (
     ErrorThresholdExceededError,
     LimitExceeded,
     LogError,
+    RLMError,
     in_one_line,
 )
 from rlm_core.feedback import TurnOutcome, feedback
@@ -434,9 +435,12 @@ class Run:
         return self._completion(self._partial_answer, "failed", why)
 
     def _fail(self, error: BaseException) -> None:
+        failed = self.failed(in_one_line(error))
         if self._log is not None:
             with contextlib.suppress(LogError):
-                self._log.finish(self.failed(in_one_line(error)))
+                self._log.finish(failed)
+        if isinstance(error, RLMError):
+            error.completion = failed
         self.observer.run_failed(error)
 
 

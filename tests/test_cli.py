@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,19 @@ def test_a_refused_key_is_one_line() -> None:
         done = rlm("run", "q", "--model", "m", "--base-url", server.base_url, "--json")
     assert done.returncode == 1 and "wants an API key, and none was sent" in done.stderr
     assert json.loads(done.stdout)["status"] == "failed"
+
+
+def test_a_run_that_failed_says_what_it_used(tmp_path: Path) -> None:
+    replies: Iterator[Any] = iter(
+        ["```repl\nx = 1\n```", (401, {"error": {"message": "The key has expired"}})]
+    )
+    with lm_server(lambda request: next(replies)) as server:
+        log = ["--log-dir", str(tmp_path)]
+        done = rlm("run", "q", "--model", "m", "--base-url", server.base_url, "--json", *log)
+    told = json.loads(done.stdout)
+    assert done.returncode == 1 and told["status"] == "failed" and "wants an API key" in told["error"]
+    assert told["usage"]["total_cost"] == 0.25 and told["iterations"] == 2
+    assert json.loads(Path(told["log"]).read_text().splitlines()[-1])["status"] == "failed"
 
 
 def test_the_demo_does_the_main_job(tmp_path: Path) -> None:

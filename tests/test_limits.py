@@ -59,6 +59,8 @@ def test_a_limit_ends_the_run_with_the_best_answer_known(
         with pytest.raises(error) as caught:
             rlm.completion("x")
     assert caught.value.partial_answer == "so far" and isinstance(caught.value, RLMError)
+    used = caught.value.completion
+    assert used is not None and used.usage_summary.model_usage_summaries and used.response == "so far"
     with RLM(
         backend=turns(PARTIAL, "```repl\n1\n```", usage=usage),
         **kwargs,
@@ -149,6 +151,7 @@ def test_ctrl_c_is_the_originals_error_and_pythons() -> None:
         with pytest.raises(CancellationError) as caught:
             rlm.completion("x")
     assert isinstance(caught.value, KeyboardInterrupt) and caught.value.partial_answer == "so far"
+    assert caught.value.completion is not None and caught.value.completion.error == "interrupted"
 
 
 def test_a_sub_call_that_could_only_be_answered_after_the_runs_time_fails_and_the_run_goes_on() -> None:

@@ -92,7 +92,8 @@ def run(
         raise typer.Exit(130) from None
     except RLMError as error:
         if as_json:
-            typer.echo(json.dumps({"status": "failed", "error": str(error)}))
+            known = summary(error.completion) if error.completion is not None else {}
+            say(json.dumps({**known, "status": "failed", "error": str(error)}))
         fail(error, 2 if isinstance(error, UsageError) else 1)
     finally:
         stack.close()
