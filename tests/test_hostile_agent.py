@@ -11,6 +11,7 @@ import pytest
 from rlm_agent.rpc.v1 import agent_pb2 as pb
 
 from rlm_core import limits
+from rlm_core.broker.call import Answer, Call, Failure
 from rlm_core.errors import SandboxLost
 from rlm_core.session import Session
 from rlm_core.transport.stdio import StdioLink
@@ -122,6 +123,81 @@ async def test_h22_an_agent_that_never_reads_holds_up_its_own_session_for_its_ti
             pass  # until nothing more goes into the stream
         with pytest.raises(SandboxLost, match="did not end a cell"):
             await session.execute("x" * 1_000_000, timeout=0.1)
+
+
+def calls(number: int, prompt: bytes = b"", **fields: Any) -> Callable[[str], list[bytes]]:
+    """An agent's messages with so many calls of the cell that runs."""
+
+    def made(cell: str) -> list[bytes]:
+        each = (pb.Call(call_id=f"{cell}/{n}", cell_id=cell, prompt=prompt, **fields) for n in range(number))
+        return [
+            pb.ConnectResponse(messages=[pb.AgentMessage(call=call)]).SerializeToString() for call in each
+        ]
+
+    return made
+
+
+async def never(call: Call) -> Answer | Failure:
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+@pytest.mark.parametrize(
+    "agent_calls, said",
+    [
+        (calls(1, model="m" * (limits.MAX_ID_CHARS + 1)), "a name that is too long"),
+        (calls(1, tool="t" * (limits.MAX_ID_CHARS + 1)), "a name that is too long"),
+        (calls(4, b"x" * 300), "more calls at once than it may"),
+        (calls(6), "more calls at once than it may"),
+    ],
+    ids=["model", "tool", "bytes of prompts", "number"],
+)
+async def test_calls_of_an_agent_have_limits(
+    agent_calls: Callable[[str], list[bytes]], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "MAX_OPEN_CALL_BYTES", 1_000)
+    monkeypatch.setattr(limits, "MAX_OPEN_CALLS", 5)
+    async with HostileAgent(agent_calls) as agent, Session(agent, SPEC, never) as session:
+        with pytest.raises(SandboxLost, match=said):
+            await session.execute("x", timeout=20)
+        assert len(session._calls) == 0
+
+
+@pytest.mark.parametrize("agent_calls", [calls(3, b"x" * 300), calls(5)], ids=["bytes", "number"])
+async def test_calls_within_the_limits_are_at_work(
+    agent_calls: Callable[[str], list[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "MAX_OPEN_CALL_BYTES", 1_000)
+    monkeypatch.setattr(limits, "MAX_OPEN_CALLS", 5)
+    at_work, all_there = 0, asyncio.Event()
+
+    async def count(call: Call) -> Answer | Failure:
+        nonlocal at_work
+        at_work += 1
+        if at_work == len(agent_calls("c")):
+            all_there.set()
+        return await never(call)
+
+    async with HostileAgent(agent_calls) as agent, Session(agent, SPEC, count) as session:
+        cell = asyncio.create_task(session.execute("x"))
+        async with asyncio.timeout(20):
+            await all_there.wait()
+        assert not cell.done()
+    with pytest.raises(SandboxLost, match="closed"):
+        await cell
+
+
+async def test_an_agent_that_is_deaf_to_an_interrupt_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "INTERRUPT_SECONDS", 0.2)
+    async with HostileAgent() as agent, Session(agent, SPEC, echo) as session:
+        cell = asyncio.create_task(session.execute("x"))
+        async with asyncio.timeout(20):
+            await agent.heard.wait()
+            cell.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await cell
+        with pytest.raises(SandboxLost, match="did not interrupt a cell"):
+            await session.execute("y")
 
 
 @pytest.mark.parametrize(

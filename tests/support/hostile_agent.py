@@ -2,7 +2,7 @@
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ OPENED = pb.OpenSessionResponse(protocol_version=pb.PROTOCOL_VERSION_CURRENT)
 
 
 class HostileAgent(Sandbox):
-    """`answers` go up on Connect once the host has said something; `refusal` is what OpenSession says."""
+    """`answers` go up on Connect once the host has said something; a function makes them from the id of the
+    cell. `refusal` is what OpenSession says. It is deaf to interrupts: it hears them, and says nothing."""
 
     def __init__(
         self,
-        answers: Iterable[bytes] = (),
+        answers: Iterable[bytes] | Callable[[str], Iterable[bytes]] = (),
         *,
         refusal: str = "",
         compression: grpc.Compression | None = None,
@@ -29,7 +30,9 @@ class HostileAgent(Sandbox):
     ) -> None:
         self.id, self.token, self.shared_folder = "hostile", "token", None
         self.connections = 0
-        self._answers, self._refusal, self._reads = list(answers), refusal, reads
+        self._answers, self._refusal, self._reads = answers, refusal, reads
+        self.heard = asyncio.Event()
+        """Whether a cell has come."""
         self._folder = private_folder()
         self.address: Path = self._folder / "agent.sock"
         self.channel = unix_channel(self.address)
@@ -39,6 +42,7 @@ class HostileAgent(Sandbox):
         handlers: dict[str, Any] = {
             "OpenSession": grpc.unary_unary_rpc_method_handler(self._open),
             "CloseSession": grpc.unary_unary_rpc_method_handler(self._nothing),
+            "InterruptCell": grpc.unary_unary_rpc_method_handler(self._silence),
             "Health": grpc.unary_unary_rpc_method_handler(self._nothing),
             "Connect": grpc.stream_stream_rpc_method_handler(self._connect),
         }
@@ -70,11 +74,17 @@ class HostileAgent(Sandbox):
     async def _nothing(self, request: bytes, context: Any) -> bytes:
         return b""
 
+    async def _silence(self, request: bytes, context: Any) -> bytes:
+        await asyncio.Event().wait()
+        return b""
+
     async def _connect(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
         self.connections += 1
+        cell = ""
         if self._reads:
             await anext(requests)
-            await anext(requests)
-        for answer in self._answers:
+            cell = pb.ConnectRequest.FromString(await anext(requests)).execute.cell_id
+            self.heard.set()
+        for answer in self._answers(cell) if callable(self._answers) else self._answers:
             yield answer
         await asyncio.Event().wait()
