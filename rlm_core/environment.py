@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeAlias
 
 import grpc.aio
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
+from rlm_core import requirements
 from rlm_core.egress.allowlist import Allowlist
 from rlm_core.errors import ConfigError, MissingExtra, PolicyNotEnforceable, in_one_line
 
@@ -56,6 +57,10 @@ Listed: TypeAlias = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 """Texts; a single one is a list of one."""
 
 
+def _requirements(value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    return None if value is None else requirements.checked(value)
+
+
 class SandboxSpec(BaseModel):
     """The policy of a sandbox, the same for every environment. None is the environment's default."""
 
@@ -79,10 +84,10 @@ class SandboxSpec(BaseModel):
     env: Mapping[str, str] = Field(default_factory=dict)
     files: Mapping[str, Path] | None = None
     """Files of the host, by their path in each session's working folder."""
-    image: str | None = None
+    image: str | None = Field(default=None, pattern=r"^\S+$")
     """`minimal` or `data` (numpy, pandas, scipy), or the base to build on; `debian` needs no registry."""
-    packages: Listed | None = None
-    """Requirements such as "numpy==2.4.6", for cells."""
+    packages: Annotated[Listed | None, AfterValidator(_requirements)] = None
+    """Requirements such as "numpy==2.4.6", for cells; an index has them."""
     runtime: str | None = None
     """Of the container engine, e.g. "runsc" (gVisor)."""
     lease: float | None = Field(default=None, ge=1)

@@ -224,7 +224,7 @@ def test_what_it_can_not_hold_is_refused() -> None:
         ({"tags": {"rlm-sandbox": "x"}}, "are ours"),
         ({"image": "debian"}, "public image"),
         ({"secrets": ["no/such name"]}, "Modal refused"),
-        ({"volumes": {"not-a-path": "known"}}, "Modal refused"),
+        ({"volumes": {"not-a-path": "known"}}, "mount below"),
         ({"image": "im-0123456789"}, "not found"),
     ],
 )
@@ -290,6 +290,18 @@ for top, folders, files in os.walk("/opt"):
 """
 
 
+WRITABLE_FOLDERS = """
+import os
+own = os.getcwd()
+found = []
+for top, folders, files in os.walk("/"):
+    skip = top in ("/proc", "/sys", "/dev") or top == own
+    if skip or os.lstat(top).st_dev != os.lstat("/").st_dev: folders[:] = []
+    elif os.access(top, os.W_OK): found.append(top)
+sorted(found)
+"""
+
+
 async def test_whatever_the_hosts_umask_cells_can_change_nothing_of_the_agent(modal: FakeModal) -> None:
     before = os.umask(0)
     try:
@@ -299,19 +311,18 @@ async def test_whatever_the_hosts_umask_cells_can_change_nothing_of_the_agent(mo
         os.umask(before)
 
 
-@pytest.mark.parametrize(
-    "package", ["-r x.txt", "./six.whl", "six @ file:///six.whl", "wheels/six.whl", "/six.whl"]
-)
-async def test_a_package_of_this_machine_is_refused(package: str) -> None:
-    with pytest.raises(ConfigError, match="not files of this machine"):
-        await environment(packages=[package]).start()
+@pytest.mark.parametrize("path", ["/", "/opt", "/opt/rlm", "/usr/local/lib", "/mnt/../usr", "data", "/tmp"])
+async def test_a_volume_is_not_mounted_over_what_root_runs(path: str) -> None:
+    with pytest.raises(ConfigError, match="mount below /mnt or /data"):
+        await environment(volumes={path: "known"}).start()
 
 
-@pytest.mark.parametrize(
-    "package", ["six", "six==1.16.0", "pandas[excel]>=2,<4", "six @ https://example.org/six.whl"]
-)
-def test_a_package_of_an_index_is_none_of_this_machine(package: str) -> None:
-    assert not modal_environment.LOCAL.search(package)
+async def test_cells_can_write_to_no_folder_but_their_own_and_tmp(modal: FakeModal) -> None:
+    async with started() as sandbox, Session(sandbox, sandbox._spec, echo) as session:
+        assert (await session.execute(WRITABLE_FOLDERS)).stdout == "['/tmp']\n"
+        assert (
+            await session.execute("import ctypes; ctypes.CDLL(None).prctl(39, 0, 0, 0, 0)")
+        ).stdout == "1\n"
 
 
 def test_the_log_of_a_build_is_named_once() -> None:

@@ -29,7 +29,8 @@ LIBRARIES = "opt/rlm/lib"
 """Of the agent, by their hashes; cells have another folder."""
 VENV = "opt/venv"
 WHEELS = ("--only-binary=:all:", "--no-compile")
-"""Nothing of a package is run before it is in the sandbox."""
+"""Nothing of a package that an index has is run before it is in the sandbox; addresses are refused
+(rlm_core/requirements.py). An index of one's own may have packages that need one by its address."""
 AGENT_PROGRAM = """\
 #!{python} -I
 import sys

@@ -38,11 +38,10 @@ ENVIRONMENT: dict[str, str] = {
 
 def unpack(bundle: str) -> list[str]:
     """Shell commands that lay out the bundle at this path, once."""
-    return [f"python3 -I -m tarfile -e {bundle} /", f"rm -f {bundle}", NO_SUID, *SETUP]
+    rights = "python3 -I /opt/rlm/finish.py rights"
+    return [f"python3 -I -m tarfile -e {bundle} /", f"rm -f {bundle}", rights, *SETUP]
 
 
-NO_SUID = "find / -xdev -perm /6000 -type f -exec chmod a-s {} + 2>/dev/null || true"
-"""Cells are users without rights, and no program may give them any. (In an image, finish.py does this.)"""
 SETUP = (
     f"mkdir -p {RUN_FOLDER}",
     f"chown {AGENT_USER}:{AGENT_USER} {RUN_FOLDER}",
@@ -62,7 +61,8 @@ os.execve(program, [program, lease], kept)
 def command(lease: float, hidden: str) -> list[str]:
     """Arguments of a process that becomes the agent, without the variables whose names begin with `hidden`:
     what a provider tells its machines is not for cells."""
-    return ["python3", "-I", "-c", BECOME, AGENT, str(math.ceil(lease)), hidden]
+    # Without `site`: it would run what packages for cells have for it (.pth files), as root.
+    return ["python3", "-I", "-S", "-c", BECOME, AGENT, str(math.ceil(lease)), hidden]
 
 
 def config(

@@ -17,13 +17,12 @@ import asyncio
 import contextlib
 import logging
 import math
-import re
 import shlex
 import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Literal
 
 import grpc.aio
@@ -77,8 +76,11 @@ READY_SECONDS = 60
 STOP_SECONDS = 5.0
 REQUIREMENTS, FETCHED = "/opt/rlm/requirements.txt", "/.rlm-fetched"
 """In the builder."""
-LOCAL = re.compile(r"^\s*[-./~]|\bfile:|^[^@\[:]*/")
-"""An entry of `packages` that is an option of pip's, or a path."""
+SYSTEM = tuple(
+    PurePosixPath("/", name)
+    for name in "bin dev etc lib lib64 opt proc root run sbin sys tmp usr var".split()  # noqa: SIM905
+)
+"""No volume is mounted above, at or below these."""
 ERROR_CHARS = 300
 """Of what Modal says; of a build's, the end."""
 TAG, TAG_ID, TAG_LEASE, TAG_CREATED = "rlm", "rlm-sandbox", "rlm-lease", "rlm-created"
@@ -279,6 +281,8 @@ def _image(spec: ModalSpec, folder: Path) -> modal.Image:
         base = modal.Image.from_id(spec.image)
     else:
         base = modal.Image.from_registry(spec.image, add_python=name).entrypoint([])
+    # What a command of the build is, no folder of the image decides in which cells may have written.
+    base = base.env({"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"})
     # A snapshot has the Python of whoever made it, and what is kept in it is for users with other numbers.
     look = f"{python.executable} -I -c 'import sys; assert sys.version_info[:2] == {version}'"
     programs = f"/{bundle.VENV}/bin"
@@ -314,17 +318,14 @@ def _arguments(spec: ModalSpec, sandbox_id: str) -> dict[str, Any]:
         raise ConfigError(f"tags: those that begin with {TAG!r} are ours: {', '.join(ours)}")
     if spec.image in ("data", "debian"):
         raise ConfigError(f"image={spec.image!r} is of container engines: name a public image, and packages")
-    if local := [each for each in spec.packages or () if LOCAL.search(each)]:
-        raise ConfigError(
-            f"packages={local}: Modal's builder installs what its index has, not files of this machine, and "
-            "takes no options of pip"
-        )
     if spec.lifetime is not None and spec.lifetime > DAY - SPARE_SECONDS:
         raise ConfigError(f"lifetime={spec.lifetime:g}: at most {DAY - SPARE_SECONDS} s at Modal")
     if spec.transport == "stdio" and spec.inbound_cidr_allowlist is not None:
         raise ConfigError("inbound_cidr_allowlist is of the tunnel, and transport='stdio' has none")
     if spec.transport == "stdio" and spec.network == "full":
         raise ConfigError("transport='stdio' is for a sandbox without a network: not with network='full'")
+    if over := [path for path in spec.volumes if _is_ours(PurePosixPath(path))]:
+        raise ConfigError(f"volumes: {', '.join(over)} is the system's or ours: mount below /mnt or /data")
     lease = spec.lease or LEASE_SECONDS
     memory = math.ceil((spec.memory or MEMORY) / (1 << 20))
     whole = memory + (GVISOR_MEMORY >> 20)
@@ -359,6 +360,12 @@ def _arguments(spec: ModalSpec, sandbox_id: str) -> dict[str, Any]:
     if spec.inbound_cidr_allowlist is not None:
         arguments["inbound_cidr_allowlist"] = list(spec.inbound_cidr_allowlist)
     return {**arguments, "h2_ports": [PORT], "readiness_probe": modal.Probe.with_tcp(PORT)}
+
+
+def _is_ours(path: PurePosixPath) -> bool:
+    """Whether what is mounted there could be run by root, or hide what is."""
+    related = any(path == each or path in each.parents or each in path.parents for each in SYSTEM)
+    return related or ".." in path.parts or not path.is_absolute()
 
 
 async def _listed(tags: dict[str, str]) -> list[modal.Sandbox]:

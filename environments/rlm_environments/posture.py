@@ -85,6 +85,8 @@ def _problems(found: Mapping[str, Any], asked: Expected) -> Iterator[str]:
         yield f"a cell may write to {found.get('writable')}"
     if found.get("set_user_id"):
         yield f"the image has set-user-id files: {found.get('set_user_id')}"
+    if status.get("NoNewPrivs") != "1":
+        yield "a program may get new privileges"
     if asked.hostname is not None and found.get("hostname") != asked.hostname:
         yield "the host's name is visible"
     if not asked.network and asked.own_network and found.get("reached") != []:
@@ -97,8 +99,6 @@ def _problems(found: Mapping[str, Any], asked: Expected) -> Iterator[str]:
 
 def _kernel_problems(found: Mapping[str, Any], status: Mapping[str, Any], asked: Expected) -> Iterator[str]:
     """What the host's own kernel has to hold; gVisor is a kernel of its own, and its limits are outside."""
-    if status.get("NoNewPrivs") != "1":
-        yield "a program may get new privileges"
     if extra := set(_list(found, "devices")) - DEVICES - STREAM_DEVICES:
         yield f"there are devices: {sorted(extra)}"
     if status.get("Seccomp") != FILTERED:

@@ -20,7 +20,7 @@ FIRST, LAST = 1 << 20, (1 << 31) - 1
 processes per user over all containers."""
 FIRST_OF_FEW = 10_000
 """Where the container's user namespace has only some 65,536 users."""
-PR_SET_DUMPABLE = 4
+PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 4, 38
 CAPABILITY_VERSION_3 = 0x20080522
 AGENT_LIBRARIES = "/opt/rlm/lib"
 
@@ -49,7 +49,14 @@ class Users:
 
 
 def become(user: int) -> None:
-    """Be this user for good, without capabilities: the kernel takes all away but the inheritable ones."""
+    """Be this user for good, without capabilities: the kernel takes all away but the inheritable ones, and no
+    program gives any (by its set-user-id bit, or capabilities of its file).
+
+    Raises:
+        OSError: the kernel does not know that.
+    """
+    if ctypes.CDLL(None).prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
+        raise OSError("a program could give a session rights: PR_SET_NO_NEW_PRIVS is refused")
     os.setgroups([])
     os.setresgid(user, user, user)
     os.setresuid(user, user, user)

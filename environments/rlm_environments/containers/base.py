@@ -12,6 +12,7 @@ from pathlib import Path
 
 import docker.errors
 import requests.exceptions
+from docker.types import LogConfig
 
 from rlm_core.errors import EngineError
 from rlm_core.text import one_line
@@ -45,6 +46,8 @@ BUNDLE = "etc/ssl/certs/ca-certificates.crt"
 GROUPS = "root:x:0:\nnogroup:x:65534:\n"
 MIRRORS = (Path("/etc/apt/sources.list"), Path("/etc/apt/sources.list.d/debian.sources"))
 BUILD_SECONDS = 900
+LOOK_MEMORY, LOOK_PIDS = 256 << 20, 64
+"""For the Python of somebody's image, which is run once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +98,13 @@ def _pull(engine: Engine, reference: str, say: Say) -> None:
 def _look(engine: Engine, reference: str) -> Python:
     """Run its Python once, without a network."""
     with engine.errors():
-        host = engine.api.create_host_config(network_mode="none", cap_drop=["ALL"])
+        host = engine.api.create_host_config(
+            network_mode="none",
+            cap_drop=["ALL"],
+            mem_limit=LOOK_MEMORY,
+            pids_limit=LOOK_PIDS,
+            log_config=LogConfig(type="json-file", config={"max-size": "64k", "max-file": "1"}),
+        )
         made = engine.api.create_container(
             reference, ["-I", "-c", LOOK], entrypoint="python3", host_config=host, labels={LABEL: "build"}
         )

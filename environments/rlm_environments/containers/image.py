@@ -15,6 +15,7 @@ from typing import Any
 
 import docker.errors
 
+from rlm_core import requirements
 from rlm_core.errors import ConfigError, EngineError
 from rlm_core.text import one_line
 from rlm_environments.bundle import agent_folder, as_root, image_file, lay_out, sources
@@ -66,9 +67,10 @@ class BuiltImage:
 
 def recipe(image: str | None, packages: Sequence[str], base: str = DEFAULT) -> Recipe:
     """`image` is `minimal` (the default), `data` (with numpy, pandas and scipy), or the base to build on."""
-    wanted = tuple(sorted(packages))
-    if any(each.startswith("-") for each in wanted):
-        raise ConfigError("packages: requirements such as 'numpy==2.4.6', not options of pip")
+    try:
+        wanted = tuple(sorted(requirements.checked(packages)))
+    except ValueError as error:
+        raise ConfigError(f"packages: {error}") from None
     if image == DATA:
         data = (agent_folder() / "image" / "packages-data.txt").read_text().split()
         return Recipe(base, tuple(sorted({*wanted, *data})), DATA)

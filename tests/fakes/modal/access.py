@@ -13,7 +13,7 @@ from google.protobuf.empty_pb2 import Empty
 
 from tests.fakes.modal.boxes import State
 
-TOKEN = ("ak-test", "as-test")
+TOKEN = ("ak-test", f"as-{secrets.token_hex(16)}")
 
 
 class Check(grpc.aio.ServerInterceptor):

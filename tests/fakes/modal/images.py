@@ -131,6 +131,7 @@ class Images(State):
             lines[0] = lines[0].replace(f"FROM {base.docker_tag}", f"FROM {self.images[base.image_id]}")
         with tempfile.TemporaryDirectory() as folder:
             for each in files:
+                assert ".." not in Path(each.filename).parts
                 path = Path(folder) / each.filename.lstrip("/")
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(self._files[each.sha256_hex])
