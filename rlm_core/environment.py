@@ -57,6 +57,12 @@ Listed: TypeAlias = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 """Texts; a single one is a list of one."""
 
 
+def _image(value: str | None) -> str | None:
+    if value is not None and (not value or any(each.isspace() for each in value)):
+        raise ValueError(f"{value!r} is no name of an image")
+    return value
+
+
 def _requirements(value: tuple[str, ...] | None) -> tuple[str, ...] | None:
     return None if value is None else requirements.checked(value)
 
@@ -84,7 +90,7 @@ class SandboxSpec(BaseModel):
     env: Mapping[str, str] = Field(default_factory=dict)
     files: Mapping[str, Path] | None = None
     """Files of the host, by their path in each session's working folder."""
-    image: str | None = Field(default=None, pattern=r"^\S+$")
+    image: Annotated[str | None, AfterValidator(_image)] = None
     """`minimal` or `data` (numpy, pandas, scipy), or the base to build on; `debian` needs no registry."""
     packages: Annotated[Listed | None, AfterValidator(_requirements)] = None
     """Requirements such as "numpy==2.4.6", for cells; an index has them."""

@@ -39,7 +39,8 @@ class RLMError(Exception):
     """Root of all errors of this library; `str()` is one line for the user."""
 
     completion: "RLMChatCompletion | None" = None
-    """Of an error that ended a run: its usage, cost and log; `response` is the best answer known."""
+    """Of an error that ended a run: its usage, cost and log; `response` is the best answer known.
+    Its `prompt` is None."""
 
 
 def in_one_line(error: BaseException) -> str:

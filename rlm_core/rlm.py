@@ -6,6 +6,7 @@ import secrets
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -190,7 +191,7 @@ class RLM:
             return portal().run(self._complete(prompt, root_prompt, begun))
         except KeyboardInterrupt:
             error = CancellationError(begun[0].partial_answer if begun else None)
-            error.completion = begun[0].failed("interrupted") if begun else None
+            error.completion = replace(begun[0].failed("interrupted"), prompt=None) if begun else None
             raise error from None
 
     async def acompletion(self, prompt: Any, root_prompt: str | None = None) -> RLMChatCompletion:

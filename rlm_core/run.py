@@ -440,7 +440,7 @@ class Run:
             with contextlib.suppress(LogError):
                 self._log.finish(failed)
         if isinstance(error, RLMError):
-            error.completion = failed
+            error.completion = replace(failed, prompt=None)  # a text may be large, and its user has it
         self.observer.run_failed(error)
 
 

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -129,6 +131,27 @@ def test_a_run_that_failed_says_what_it_used(tmp_path: Path) -> None:
     assert done.returncode == 1 and told["status"] == "failed" and "wants an API key" in told["error"]
     assert told["usage"]["total_cost"] == 0.25 and told["iterations"] == 2
     assert json.loads(Path(told["log"]).read_text().splitlines()[-1])["status"] == "failed"
+
+
+def test_a_run_that_is_interrupted_says_what_it_used() -> None:
+    asked, over = threading.Event(), threading.Event()
+
+    def reply(request: dict[str, Any]) -> str:
+        if len(request["messages"]) > 2:
+            asked.set()
+            over.wait(30)
+        return "```repl\nx = 1\n```"
+
+    with lm_server(reply) as server:
+        command = [*RLM, "run", "q", "--model", "m", "--base-url", server.base_url, "--json"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            assert asked.wait(30)
+            process.send_signal(signal.SIGINT)
+            output, errors = process.communicate(timeout=30)
+        over.set()
+    told = json.loads(output)
+    assert process.returncode == 130 and b"nothing is left running" in errors
+    assert told["error"] == "interrupted" and told["usage"]["total_cost"] == 0.25
 
 
 def test_the_demo_does_the_main_job(tmp_path: Path) -> None:

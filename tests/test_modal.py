@@ -311,7 +311,9 @@ async def test_whatever_the_hosts_umask_cells_can_change_nothing_of_the_agent(mo
         os.umask(before)
 
 
-@pytest.mark.parametrize("path", ["/", "/opt", "/opt/rlm", "/usr/local/lib", "/mnt/../usr", "data", "/tmp"])
+@pytest.mark.parametrize(
+    "path", ["/", "/opt", "/opt/rlm", "/usr/local/lib", "/mnt/../usr", "data", "/tmp", "//opt/rlm"]
+)
 async def test_a_volume_is_not_mounted_over_what_root_runs(path: str) -> None:
     with pytest.raises(ConfigError, match="mount below /mnt or /data"):
         await environment(volumes={path: "known"}).start()

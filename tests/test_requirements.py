@@ -13,12 +13,19 @@ from rlm_core.requirements import checked
     [
         ("six", "six"),
         ("six==1.16.0", "six==1.16.0"),
+        ("torch==2.9.1+cpu", "torch==2.9.1+cpu"),
+        ("zope.interface", "zope.interface"),
         (" pandas[excel] >= 2, <4", "pandas[excel]<4,>=2"),
         ("tomli; python_version < '3.11'", 'tomli; python_version < "3.11"'),
     ],
 )
 def test_a_requirement_of_an_index_is_taken(entry: str, form: str) -> None:
     assert checked([entry]) == (form,) == checked([form])
+
+
+def test_an_image_is_known_by_its_label_whatever_is_in_its_packages() -> None:
+    made = image.recipe(None, ["tomli; python_version < '3.14'", "six==1.16.0"])
+    assert image.Recipe.of_labels(made.labels) == made and image.Recipe.of_labels(made.labels).tag == made.tag
 
 
 @pytest.mark.parametrize(
@@ -39,6 +46,14 @@ def test_a_requirement_of_an_index_is_taken(entry: str, form: str) -> None:
         "six --hash=sha256:0",
         "six # a remark",
         "a b",
+        "x.whl",
+        "x.tar.gz",
+        "x.zip[a]; python_version > '3'",
+        "x.tgz",
+        "x===/../../../tmp/x",
+        "x==1+a.zip",
+        "x; platform_version != 'a\\nRUN echo injected\\n#'",
+        "x; platform_version != 'a\\x00'",
         "",
     ],
 )

@@ -178,7 +178,11 @@ def _install(target: Path, python: Python, wanted: Sequence[str]) -> None:
     command += ["--python-version", version, "--implementation", "cp"]
     command += [part for platform in platforms for part in ("--platform", platform)]
     try:
-        done = subprocess.run([*command, *wanted], capture_output=True, text=True, timeout=PIP_SECONDS)
+        # Where there are no files: pip takes those first.
+        with tempfile.TemporaryDirectory(prefix="rlm-pip-") as empty:
+            done = subprocess.run(
+                [*command, *wanted], capture_output=True, text=True, timeout=PIP_SECONDS, cwd=empty
+            )
     except subprocess.TimeoutExpired:
         raise EngineError(f"pip did not fetch the packages within {PIP_SECONDS} s") from None
     if done.returncode:

@@ -38,7 +38,7 @@ ENVIRONMENT: dict[str, str] = {
 
 def unpack(bundle: str) -> list[str]:
     """Shell commands that lay out the bundle at this path, once."""
-    rights = "python3 -I /opt/rlm/finish.py rights"
+    rights = "python3 -I -S /opt/rlm/finish.py rights"
     return [f"python3 -I -m tarfile -e {bundle} /", f"rm -f {bundle}", rights, *SETUP]
 
 

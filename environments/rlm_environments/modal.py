@@ -78,7 +78,7 @@ REQUIREMENTS, FETCHED = "/opt/rlm/requirements.txt", "/.rlm-fetched"
 """In the builder."""
 SYSTEM = tuple(
     PurePosixPath("/", name)
-    for name in "bin dev etc lib lib64 opt proc root run sbin sys tmp usr var".split()  # noqa: SIM905
+    for name in "bin dev etc lib lib32 lib64 libx32 opt proc root run sbin sys tmp usr var".split()  # noqa: SIM905
 )
 """No volume is mounted above, at or below these."""
 ERROR_CHARS = 300
@@ -289,7 +289,7 @@ def _image(spec: ModalSpec, folder: Path) -> modal.Image:
     links = [f"ln -sf {python.executable} {programs}/{each}" for each in ("python", "python3")]
     # Nobody but root may write to what root and other cells run.
     rights = f"chmod -R u=rwX,go=rX /{bundle.VENV} /opt/rlm && chmod 755 {guest.AGENT} && chmod -R a+rX /tmp"
-    finish = f"{python.executable} -I /opt/rlm/finish.py"
+    finish = f"{python.executable} -I -S /opt/rlm/finish.py"
     bundle.lay_out_agent(folder, python)
     requirements = bundle.image_file("requirements.txt")
     image = base.run_commands(look).dockerfile_commands(
@@ -309,7 +309,8 @@ def _install(python: bundle.Python, folder: str, *wanted: str) -> str:
     first, because pip would take away what a snapshot has in this one already."""
     options = ("--no-cache-dir", "--target", FETCHED, *bundle.WHEELS)
     pip = shlex.join([python.executable, "-I", "-m", "pip", "install", *options, *wanted])
-    return f"{pip} && mkdir -p /{folder} && cp -a {FETCHED}/. /{folder} && rm -rf {FETCHED}"
+    # In a folder of ours: pip looks for what it is told to install among the files where it is, too.
+    return f"cd /opt/rlm && {pip} && mkdir -p /{folder} && cp -a {FETCHED}/. /{folder} && rm -rf {FETCHED}"
 
 
 def _arguments(spec: ModalSpec, sandbox_id: str) -> dict[str, Any]:
@@ -365,7 +366,9 @@ def _arguments(spec: ModalSpec, sandbox_id: str) -> dict[str, Any]:
 def _is_ours(path: PurePosixPath) -> bool:
     """Whether what is mounted there could be run by root, or hide what is."""
     related = any(path == each or path in each.parents or each in path.parents for each in SYSTEM)
-    return related or ".." in path.parts or not path.is_absolute()
+    return (
+        related or ".." in path.parts or path.root != "/"
+    )  # two slashes are kept, and are a root of their own
 
 
 async def _listed(tags: dict[str, str]) -> list[modal.Sandbox]:

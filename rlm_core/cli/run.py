@@ -86,14 +86,15 @@ def run(
         )
         with rlm:
             completion = rlm.completion(value, root_prompt=question)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done; another one could only cut the line short
+        if as_json and isinstance(interrupt, RLMError):
+            say_failure(interrupt, "interrupted")
         typer.echo("rlm: interrupted; nothing is left running", err=True)
         raise typer.Exit(130) from None
     except RLMError as error:
         if as_json:
-            known = summary(error.completion) if error.completion is not None else {}
-            say(json.dumps({**known, "status": "failed", "error": str(error)}))
+            say_failure(error, str(error))
         fail(error, 2 if isinstance(error, UsageError) else 1)
     finally:
         stack.close()
@@ -103,6 +104,11 @@ def run(
         best = "; this is the best effort" if completion.response.strip() else ""
         typer.echo(f"rlm: {why}{best}", err=True)
         raise typer.Exit(1)
+
+
+def say_failure(error: RLMError, why: str) -> None:
+    known = summary(error.completion) if error.completion is not None else {}
+    say(json.dumps({**known, "status": "failed", "error": why}))
 
 
 def backend_arguments(

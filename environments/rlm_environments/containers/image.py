@@ -8,7 +8,7 @@ import hashlib
 import io
 import tarfile
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,19 @@ class Recipe:
         for path in (*sources(), here / "image.py", here / "base.py", here.parent / "bundle.py"):
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
         return f"{REPOSITORY}:{self.variant}-{digest.hexdigest()[:16]}"
+
+    @property
+    def labels(self) -> dict[str, str]:
+        return {
+            "rlm.base": self.base,
+            "rlm.packages": "\n".join(self.packages),  # one may have spaces
+            "rlm.variant": self.variant,
+        }
+
+    @classmethod
+    def of_labels(cls, labels: Mapping[str, str]) -> "Recipe":
+        packages = tuple(labels.get("rlm.packages", "").splitlines())
+        return cls(labels.get("rlm.base", ""), packages, labels.get("rlm.variant", ""))
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,10 +145,9 @@ def ls(engine: Engine) -> list[BuiltImage]:
         raw = engine.api.images(filters={"label": f"{LABEL}=image"})
     found: list[BuiltImage] = []
     for each in raw:
-        labels = each.get("Labels") or {}
+        what = Recipe.of_labels(each.get("Labels") or {})
         for tag in (tag for tag in each.get("RepoTags") or [] if tag.startswith(f"{REPOSITORY}:")):
-            packages = labels.get("rlm.packages", "")
-            what = Recipe(labels.get("rlm.base", ""), tuple(packages.split()), labels.get("rlm.variant", ""))
+            packages = ", ".join(what.packages)
             found.append(BuiltImage(tag, what.base, packages, int(each.get("Size") or 0), what.tag == tag))
     return sorted(found, key=lambda each: each.tag)
 
@@ -150,12 +162,7 @@ def rm(engine: Engine, tag: str) -> None:
 
 
 def _run_build(engine: Engine, what: Recipe, base: Base, root: Path) -> None:
-    labels = {
-        LABEL: "image",
-        "rlm.base": what.base,
-        "rlm.packages": " ".join(what.packages),
-        "rlm.variant": what.variant,
-    }
+    labels = {LABEL: "image", **what.labels}
     context = io.BytesIO()
     with tarfile.open(fileobj=context, mode="w") as tar:
         tar.add(str(image_file("Dockerfile")), "Dockerfile", filter=as_root)

@@ -26,17 +26,26 @@ def take_rights() -> None:
     session leaves there, another one or root could run."""
     device = Path("/").lstat().st_dev
     for folder, folders, files in os.walk("/"):
-        # What is mounted, as /proc, is not of the image; what is in /tmp goes with its session.
-        paths = [Path(folder, each) for each in folders]
-        folders[:] = [path.name for path in paths if path.lstat().st_dev == device and str(path) != "/tmp"]
-        for path in (Path(folder, name) for name in (*folders, *files)):
-            try:
-                mode = path.lstat().st_mode
-            except FileNotFoundError:
-                continue  # it was somebody's for a moment
-            wrong = stat.S_IWOTH if stat.S_ISDIR(mode) else stat.S_IWOTH | stat.S_ISUID | stat.S_ISGID
-            if (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) and mode & wrong:
-                path.chmod(stat.S_IMODE(mode) & ~wrong)
+        # What is in /tmp goes with its session.
+        folders[:] = [each for each in folders if take_from(f"{folder.rstrip('/')}/{each}", device)]
+        for each in files:
+            take_from(f"{folder.rstrip('/')}/{each}", device)
+
+
+def take_from(path: str, device: int) -> bool:
+    """Whether it is of the image, and not mounted, as /proc is."""
+    try:
+        found = os.lstat(path)
+        if found.st_dev != device or path == "/tmp":
+            return False
+        wrong = stat.S_IWOTH if stat.S_ISDIR(found.st_mode) else stat.S_IWOTH | stat.S_ISUID | stat.S_ISGID
+        if (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)) and found.st_mode & wrong:
+            os.chmod(path, stat.S_IMODE(found.st_mode) & ~wrong)  # noqa: PTH101
+    except FileNotFoundError:
+        return False  # it was somebody's for a moment
+    except OSError as error:
+        sys.exit(f"the rights of {path} can't be taken away: {error.strerror}")
+    return True
 
 
 def compile_all() -> None:
@@ -47,4 +56,5 @@ def compile_all() -> None:
         )
 
 
-main()
+if __name__ == "__main__":
+    main()
