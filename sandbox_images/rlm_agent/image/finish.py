@@ -4,6 +4,7 @@ With the argument `rights`, in a machine that is used once, it does the first al
 """
 
 import compileall
+import errno
 import os
 import py_compile
 import stat
@@ -33,10 +34,11 @@ def take_rights() -> None:
 
 
 def take_from(path: str, device: int) -> bool:
-    """Whether it is of the image, and not mounted, as /proc is."""
+    """Whether it is of the image, and no folder that is mounted, as /proc is. (Files of one image may be of
+    several devices, by the way it is stored.)"""
     try:
         found = os.lstat(path)
-        if found.st_dev != device or path == "/tmp":
+        if stat.S_ISDIR(found.st_mode) and (found.st_dev != device or path == "/tmp"):
             return False
         wrong = stat.S_IWOTH if stat.S_ISDIR(found.st_mode) else stat.S_IWOTH | stat.S_ISUID | stat.S_ISGID
         if (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)) and found.st_mode & wrong:
@@ -44,6 +46,8 @@ def take_from(path: str, device: int) -> bool:
     except FileNotFoundError:
         return False  # it was somebody's for a moment
     except OSError as error:
+        if error.errno == errno.EROFS:
+            return False  # a file that is mounted, which nobody can write to
         sys.exit(f"the rights of {path} can't be taken away: {error.strerror}")
     return True
 
