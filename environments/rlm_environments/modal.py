@@ -309,8 +309,7 @@ def _install(python: bundle.Python, folder: str, *wanted: str) -> str:
     first, because pip would take away what a snapshot has in this one already."""
     options = ("--no-cache-dir", "--target", FETCHED, *bundle.WHEELS)
     pip = shlex.join([python.executable, "-I", "-m", "pip", "install", *options, *wanted])
-    # In a folder of ours: pip looks for what it is told to install among the files where it is, too.
-    return f"cd /opt/rlm && {pip} && mkdir -p /{folder} && cp -a {FETCHED}/. /{folder} && rm -rf {FETCHED}"
+    return f"{pip} && mkdir -p /{folder} && cp -a {FETCHED}/. /{folder} && rm -rf {FETCHED}"
 
 
 def _arguments(spec: ModalSpec, sandbox_id: str) -> dict[str, Any]:
