@@ -88,13 +88,11 @@ def run(
             completion = rlm.completion(value, root_prompt=question)
     except KeyboardInterrupt as interrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done; another one could only cut the line short
-        if as_json and isinstance(interrupt, RLMError):
-            say_failure(interrupt, "interrupted")
+        say_failure(interrupt, "interrupted", as_json=as_json)
         typer.echo("rlm: interrupted; nothing is left running", err=True)
         raise typer.Exit(130) from None
     except RLMError as error:
-        if as_json:
-            say_failure(error, str(error))
+        say_failure(error, str(error), as_json=as_json)
         fail(error, 2 if isinstance(error, UsageError) else 1)
     finally:
         stack.close()
@@ -106,9 +104,12 @@ def run(
         raise typer.Exit(1)
 
 
-def say_failure(error: RLMError, why: str) -> None:
-    known = summary(error.completion) if error.completion is not None else {}
-    say(json.dumps({**known, "status": "failed", "error": why}))
+def say_failure(error: BaseException, why: str, *, as_json: bool) -> None:
+    """As JSON, with what the run used where it had begun; else there is only the line on stderr."""
+    if as_json:
+        completion = error.completion if isinstance(error, RLMError) else None
+        known = summary(completion) if completion is not None else {}
+        say(json.dumps({**known, "status": "failed", "error": why}))
 
 
 def backend_arguments(
