@@ -77,8 +77,27 @@ STOP_SECONDS = 5.0
 REQUIREMENTS, FETCHED = "/opt/rlm/requirements.txt", "/.rlm-fetched"
 """In the builder."""
 SYSTEM = tuple(
-    PurePosixPath("/", name)
-    for name in "bin dev etc lib lib32 lib64 libx32 opt proc root run sbin sys tmp usr var".split()  # noqa: SIM905
+    map(
+        PurePosixPath,
+        (
+            "/bin",
+            "/dev",
+            "/etc",
+            "/lib",
+            "/lib32",
+            "/lib64",
+            "/libx32",
+            "/opt",
+            "/proc",
+            "/root",
+            "/run",
+            "/sbin",
+            "/sys",
+            "/tmp",
+            "/usr",
+            "/var",
+        ),
+    )
 )
 """No volume is mounted above, at or below these."""
 ERROR_CHARS = 300
