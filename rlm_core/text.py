@@ -8,6 +8,8 @@ from rlm_core import limits
 
 def printable(text: str) -> str:
     """Text that can't steer a terminal: control and bidi characters become visible escapes."""
+    if text.isprintable():
+        return text
     return "".join(
         char if char in "\n\t" or unicodedata.category(char) not in {"Cc", "Cf", "Cs"} else _escape(char)
         for char in text

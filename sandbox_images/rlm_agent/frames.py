@@ -66,12 +66,14 @@ def parse_prefix(prefix: bytes, max_header: int = limits.MAX_FRAME_HEADER) -> tu
     Raises:
         FrameError: unknown kind, or a length over the limit.
     """
-    kind, header_size, body_size = PREFIX.unpack(prefix)
-    if kind not in Kind.__members__.values():
-        raise FrameError(f"unknown frame kind {kind}")
+    number, header_size, body_size = PREFIX.unpack(prefix)
+    try:
+        kind = Kind(number)
+    except ValueError:
+        raise FrameError(f"unknown frame kind {number}") from None
     if header_size > max_header or body_size > limits.MAX_FRAME_BODY:
         raise FrameError(f"frame of {header_size} + {body_size} bytes is over the limit")
-    return Kind(kind), header_size, body_size
+    return kind, header_size, body_size
 
 
 def parse(kind: Kind, header: bytes, body: bytes) -> Frame:
@@ -138,7 +140,7 @@ class PacketBuffer:
 
     def __init__(self) -> None:
         self._pending = bytearray()
-        self._size = 0
+        self._kind, self._header_size, self._size = Kind.EXECUTE, 0, 0
 
     def feed(self, packet: bytes) -> Frame | None:
         """The frame that this packet completes, if any.
@@ -150,15 +152,16 @@ class PacketBuffer:
             self._pending.clear()
             if len(packet) <= PREFIX.size:
                 raise FrameError("a packet is too short for a frame")
-            _, header_size, body_size = parse_prefix(packet[1 : 1 + PREFIX.size])
-            self._size = PREFIX.size + header_size + body_size
+            self._kind, self._header_size, body_size = parse_prefix(packet[1 : 1 + PREFIX.size])
+            self._size = PREFIX.size + self._header_size + body_size
         elif not self._pending:
             return None  # the rest of a frame that was meant for a process that has died
         self._pending += memoryview(packet)[1:]
         if len(self._pending) < self._size:
             return None
-        frames = FrameBuffer().feed(bytes(self._pending))
+        data = bytes(self._pending)
         self._pending.clear()
-        if len(frames) != 1:
+        if len(data) != self._size:
             raise FrameError("packets and frame lengths disagree")
-        return frames[0]
+        body_start = PREFIX.size + self._header_size
+        return parse(self._kind, data[PREFIX.size : body_start], data[body_start:])

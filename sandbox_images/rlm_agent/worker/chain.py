@@ -22,7 +22,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from rlm_agent.frames import PREFIX, Frame, FrameError, Kind, parse_prefix
+from rlm_agent.frames import Frame, FrameError, Kind, PacketBuffer, packets
 from rlm_agent.worker import context, process, root, variables
 from rlm_agent.worker.kept import Kept
 from rlm_agent.worker.link import EXIT_CLOSED, EXIT_LINK, LinkClosed, PacketLink, leave
@@ -179,8 +179,9 @@ class Worker:
         process.prefer_as_oom_victim(OOM_VICTIM)
         self._restore_streams()
         self._repl.rehearse()
-        frame = Frame(Kind.RESULT, {"cell": self._last_cell, "variables": {}, "notices": []})
-        parse_prefix(frame.encode()[: PREFIX.size])
+        result = {"cell": self._last_cell, "status": "ok", "variables": {}, "notices": []}
+        for packet in packets(Frame(Kind.RESULT, result).encode()):
+            PacketBuffer().feed(packet)
 
     def _put_context(self, fd: int, kind: str, index: int) -> None:
         self._repl.names.add_context(index, context.load(fd, kind))
