@@ -3,7 +3,7 @@
 import asyncio
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
@@ -16,6 +16,7 @@ from rlm_core.errors import SandboxLost
 from rlm_core.session import Session
 from rlm_core.transport.stdio import StdioLink
 from rlm_core.transport.unix import private_folder
+from rlm_core.types import TokenUsage
 from tests.conftest import SPEC, echo
 from tests.support.hostile_agent import HostileAgent
 
@@ -184,6 +185,38 @@ async def test_calls_within_the_limits_are_at_work(
             await all_there.wait()
         assert not cell.done()
     with pytest.raises(SandboxLost, match="closed"):
+        await cell
+
+
+@pytest.mark.parametrize("size", [1, limits.MAX_REPLY], ids=["small answers", "large answers"])
+async def test_an_agent_that_takes_no_answers_may_not_call_for_ever(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "MAX_UNSENT_BYTES", 4 * limits.MAX_REPLY)
+    given, all_given = 0, asyncio.Event()
+    turn = asyncio.Semaphore(0)
+
+    async def answer(call: Call) -> Answer | Failure:
+        nonlocal given
+        given += 1
+        turn.release()
+        if given == 12:
+            all_given.set()
+        return Answer("x" * size, "model", TokenUsage())
+
+    async def one_after_the_other(cell: str) -> AsyncIterator[bytes]:
+        for message in calls(12)(cell):
+            yield message
+            await turn.acquire()
+
+    async with HostileAgent(one_after_the_other) as agent, Session(agent, SPEC, answer) as session:
+        cell = asyncio.create_task(session.execute("x"))
+        async with asyncio.timeout(20):
+            await asyncio.wait(
+                [cell, asyncio.create_task(all_given.wait())], return_when=asyncio.FIRST_COMPLETED
+            )
+        assert cell.done() == (size > 1)
+    with pytest.raises(SandboxLost, match="takes no answers" if size > 1 else "closed"):
         await cell
 
 

@@ -22,7 +22,7 @@ class HostileAgent(Sandbox):
 
     def __init__(
         self,
-        answers: Iterable[bytes] | Callable[[str], Iterable[bytes]] = (),
+        answers: Iterable[bytes] | Callable[[str], Iterable[bytes] | AsyncIterator[bytes]] = (),
         *,
         refusal: str = "",
         compression: grpc.Compression | None = None,
@@ -85,6 +85,11 @@ class HostileAgent(Sandbox):
             await anext(requests)
             cell = pb.ConnectRequest.FromString(await anext(requests)).execute.cell_id
             self.heard.set()
-        for answer in self._answers(cell) if callable(self._answers) else self._answers:
-            yield answer
+        answers = self._answers(cell) if callable(self._answers) else self._answers
+        if isinstance(answers, AsyncIterator):
+            async for answer in answers:
+                yield answer
+        else:
+            for answer in answers:
+                yield answer
         await asyncio.Event().wait()

@@ -46,6 +46,8 @@ def serve(weights: str, n_ctx: int, n_predict: int, n_threads: int) -> None:
     params.model.path, params.n_ctx, params.n_parallel, params.verbosity = weights, n_ctx, 1, -1
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = n_threads
     params.n_predict, params.sampling.temp = n_predict, 0.0
+    # A last message of the assistant's is a message, as at the providers; else two of them are refused.
+    params.prefill_assistant = False
     server = xllamacpp.Server(params)
     print(server.listening_address, flush=True)
     sys.stdin.read()
