@@ -9,6 +9,7 @@ import tarfile
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import docker.errors
 import requests.exceptions
@@ -112,12 +113,17 @@ def _look(engine: Engine, reference: str) -> Python:
             engine.api.start(made)
             engine.api.wait(made, timeout=60)
             output = engine.api.logs(made, stderr=False)
+            state: Any = engine.api.inspect_container(made)["State"]
         except docker.errors.APIError as error:
             why = one_line(said_by(error), 200)
             raise EngineError(f"image {reference!r} has no python3 that starts: {why}") from None
         finally:
             engine.api.remove_container(made, force=True)
     found = Python.parse(output)
+    if found is None and state["OOMKilled"]:
+        raise EngineError(
+            f"the python3 of image {reference!r} took more than {LOOK_MEMORY >> 20} MB to say what it is"
+        )
     if found is None:
         raise EngineError(f"image {reference!r} has no python3 that runs")
     return found

@@ -32,6 +32,8 @@ from rlm_environments.containers.progress import Say
 
 REPOSITORY = "rlm-sandbox"
 MINIMAL, DATA = "minimal", "data"
+BUILD_MEMORY = 1 << 30
+"""For the Python of the base, which compiles files."""
 SAID_CHARS = 400
 """Of the output of a build, for the error."""
 
@@ -176,6 +178,7 @@ def _run_build(engine: Engine, what: Recipe, base: Base, root: Path) -> None:
             buildargs={"BASE": base.reference},
             labels=labels,
             network_mode="none",
+            container_limits={"memory": BUILD_MEMORY, "memswap": BUILD_MEMORY},
             rm=True,
             forcerm=True,
             decode=True,
