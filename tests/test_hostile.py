@@ -85,11 +85,34 @@ SURVIVED = {
     "a hook that raises": ("import os\nos.register_at_fork(before=lambda: 1/0)", "ok"),
     "tracing": ("import sys\nsys.settrace(lambda *a: None); sys.setprofile(lambda *a: None)", "ok"),
     "the folder is gone": ("import os, shutil\nshutil.rmtree(os.getcwd())", "ok"),
+    "nobody's children": ("import signal\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)", "ok"),
+    "output that does not block": ("import os\nos.set_blocking(1, False)", "ok"),
+    "a link that does not block": (
+        "import os\nfor fd in range(3, 64):\n  try: os.set_blocking(fd, False)\n  except OSError: pass",
+        "ok",
+    ),
+    "no way to wait": ("import os\nos.waitpid = os.WIFSIGNALED = os.WTERMSIG = os.WEXITSTATUS = None", "ok"),
+    "no way to receive": ("import array, socket\narray.array = socket.CMSG_SPACE = None", "ok"),
+    "no exec": ("import builtins\nbuiltins.exec = None", "ok"),
+    "no lines": ("import linecache\nlinecache.cache = None", "ok"),
+    "no signals": ("import signal\nsignal.signal = None", "ok"),
+    "no depth": (
+        "import sys\nfor n in range(1, 200):\n  try: sys.setrecursionlimit(n); break\n  except RecursionError: pass",
+        "ok",
+    ),
     "collector off": (
         "import gc, os, random; gc.disable(); gc.collect = random.setstate = os.fork = None",
         "ok",
     ),
 }
+
+
+async def passed(seconds: float) -> None:
+    """For what has no event of its own."""
+    loop = asyncio.get_running_loop()
+    over = loop.create_future()
+    loop.call_later(seconds, over.set_result, None)
+    await over
 
 
 @pytest.mark.parametrize("case", SURVIVED)
@@ -100,14 +123,91 @@ async def test_what_a_cell_breaks_does_not_break_the_next(session: Session, case
     assert result.status in (status, "ok"), result.stderr
     if case == "an alarm left behind":
         await session.execute("import time; time.sleep(0)")
-        loop = asyncio.get_running_loop()
-        alarmed = loop.create_future()
-        loop.call_later(1.3, alarmed.set_result, None)
-        await alarmed  # the alarm's second has passed
+        await passed(1.3)  # the alarm's second
     assert (await session.execute("print(kept)")).stdout == "42\n"
+    large = await session.execute("print('q' * 3_000_000)")
+    assert (large.status, large.stdout_bytes) == ("ok", 3_000_001), large.stderr
     assert (await session.execute("import os; os._exit(1)")).rolled_back
     assert (await session.execute("print(kept)")).stdout == "42\n"
     assert await session.variables() is not None
+
+
+async def test_a_cell_that_dies_at_once_after_one_that_wants_to_die_with_its_parent(session: Session) -> None:
+    await session.execute("kept = 42")
+    assert (await session.execute("import ctypes\nctypes.CDLL(None).prctl(1, 9, 0, 0, 0)")).status == "ok"
+    assert (await session.execute("import os; os._exit(1)")).rolled_back
+    assert (await session.execute("print(kept)")).stdout == "42\n"
+
+
+async def test_a_handler_of_ended_children_stays(session: Session) -> None:
+    await session.execute("import os, signal\nseen = []\nsignal.signal(17, lambda *_: seen.append(1))")
+    await session.execute("if (pid := os.fork()) == 0: os._exit(0)\nos.waitpid(pid, 0)")
+    assert (await session.execute("print(len(seen))")).stdout == "1\n"
+
+
+# Kills the checkpoint of the next cell while its standby gets ready, which takes as long as a collection.
+KILL_THE_NEXT_CHECKPOINT = """
+import gc, os, time
+me = os.getpid()
+gc.callbacks.append(lambda phase, info: phase == "start" and os.getpid() != me and time.sleep(0.4))
+if os.fork() == 0:
+    os.setsid()
+    time.sleep(0.15)
+    os.kill(me, 9)
+    os._exit(0)
+"""
+
+
+async def test_there_are_never_two_workers(session: Session) -> None:
+    await session.execute("kept = 42")
+    await session.execute(KILL_THE_NEXT_CHECKPOINT)
+    await passed(1.5)  # both would be ready by then
+    first = await session.execute("v0 = 0\nprint(kept)")
+    assert first.stdout == "42\n" and any("died after an earlier cell" in each for each in first.notices)
+    for n in range(1, 5):
+        names = await session.execute(
+            f"v{n} = {n}\nprint([name for name in sorted(globals()) if name[0] == 'v'])"
+        )
+        assert names.stdout == f"{[f'v{m}' for m in range(n + 1)]}\n"
+
+
+FORGES_IN_THE_NEXT_CELL = """
+go, done = os.pipe(), os.pipe()
+if os.fork() == 0:
+    os.read(go[0], 1)
+    send(RESULT, {"cell": "any", "status": "ok", "ready": True, "variables": {}}, b"forged")
+    os.write(done[1], b"x")
+    os._exit(0)
+"""
+
+
+async def test_a_result_that_another_process_makes_up_is_not_believed(session: Session) -> None:
+    await session.execute("kept = 42")
+    await session.execute(LINK + FORGES_IN_THE_NEXT_CELL)
+    result = await session.execute("os.write(go[1], b'x')\nos.read(done[0], 1)\nprint(kept)")
+    assert result.stdout.endswith("42\n") and not result.answer_ready and not result.answer
+    assert (await session.execute("print(kept)")).stdout == "42\n"
+
+
+async def test_a_result_beside_the_true_one_is_not_taken_for_the_next_cells(session: Session) -> None:
+    cell = "answer.update(content='of the first', ready=True)\n"
+    forged = "send(RESULT, {'cell': 'any', 'status': 'ok', 'variables': {}})"
+    own = await session.execute(LINK + cell + forged)
+    assert own.answer == "of the first"
+    following = await session.execute("answer.update(content='', ready=False)\nprint('second')")
+    assert (following.stdout, following.answer) == ("second\n", "")
+
+
+async def test_standbys_that_end_by_themselves_are_not_made_without_end(
+    session: Session, tmp_path: Path
+) -> None:
+    made = tmp_path / "made"
+    await session.execute(
+        f"import os\nos.register_at_fork(after_in_child=lambda: open({str(made)!r}, 'a').write('x') and None)\n"
+        "from rlm_agent.worker import link\nlink.PacketLink.receive = lambda self: os._exit(3)"
+    )
+    await passed(2)
+    assert 1 < len(made.read_text()) < 20  # hundreds, if nothing held them back
 
 
 HANGING_HOOKS = {

@@ -22,7 +22,7 @@ from rlm_agent.memory import out_of_memory_kills
 from rlm_agent.output import Pipe, make_pipe
 from rlm_agent.result import Death, describe_death, finished_cell, rolled_back_cell, text_of
 from rlm_agent.rpc.v1 import agent_pb2 as pb
-from rlm_agent.sender import Sender, receive_with_sender
+from rlm_agent.sender import NOBODY, Sender, receive_with_sender
 from rlm_agent.supervision import ProcessLimits, Supervision, SupervisorGone
 
 MAX_PID = 1 << 22
@@ -64,6 +64,10 @@ class Session:
         self._unwanted = ""
         """Id of a cell that is to be interrupted, although it may not have begun yet."""
         self._worker_pid = 0
+        self._worker = NOBODY
+        """Who said last that it is ready, as the kernel knows it."""
+        self._given = ""
+        """Name of what the worker was given to do, which its result repeats."""
         self._rescue_tried = False
         self._pidfd = -1
         self._late_rollback = ""
@@ -259,6 +263,7 @@ class Session:
             self._ready.clear()
             self._interrupt_reason = ""
             self._running = self._loop.create_future()
+            self._given = frame.header.get("cell", "")
             if timeout:
                 self._timers.append(self._loop.call_later(timeout, self.interrupt, "timeout"))
             try:
@@ -318,9 +323,11 @@ class Session:
         running = self._running
         if frame.kind is Kind.READY:
             self._on_ready(frame, sender)
-        elif frame.kind in (Kind.RESULT, Kind.FORKED) and running is not None and not running.done():
-            self._last_cell = frame.header.get("cell", self._last_cell)
-            running.set_result(frame)
+        elif frame.kind in (Kind.RESULT, Kind.FORKED):
+            own = sender == self._worker and frame.header.get("cell", "") == self._given
+            if own and running is not None and not running.done():  # else a process of the cell's made it up
+                self._last_cell = self._given or self._last_cell
+                running.set_result(frame)
         else:
             raise FrameError(f"unexpected {frame.kind.name} from the worker")
 
@@ -328,7 +335,7 @@ class Session:
         pid, died = frame.header.get("pid"), frame.header.get("died")
         if type(pid) is not int or not 1 < pid < MAX_PID or not (died is None or isinstance(died, dict)):
             raise FrameError("malformed READY from the worker")
-        self._worker_pid = pid
+        self._worker_pid, self._worker = pid, sender
         self._watch(sender.pid)
         running = self._running is not None and not self._running.done()
         if died is None and running:

@@ -19,6 +19,7 @@ import os
 import resource
 import signal
 import sys
+import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -31,8 +32,13 @@ from rlm_agent.worker.repl import Repl
 
 OOM_VICTIM, OOM_SURVIVOR = 1000, 0
 # Bound now: a cell may put anything in the place of a module's functions.
-_fork, _freeze = os.fork, gc.freeze
+_fork, _freeze, _sleep = os.fork, gc.freeze, time.sleep
+_getpid, _getppid, _kill, _set_blocking = os.getpid, os.getppid, os.kill, os.set_blocking
+_waitpid, _signalled, _signal_of, _code_of = os.waitpid, os.WIFSIGNALED, os.WTERMSIG, os.WEXITSTATUS
+_handler_of, _handle = signal.getsignal, signal.signal
 MAX_STRIKES = 5
+READY, AT_WORK = 1, 2
+"""How far a standby has come: it can work; it was given something to do."""
 RESULT_SECONDS = 0.002
 """That a result has the processors for itself on its way to the host: a fork takes them from those who carry
 it (measured on two of them, in a container: 2.5 ms for a cell that does nothing, and 1.8 ms with this)."""
@@ -54,35 +60,39 @@ class Worker:
         self._doomed = 0
         self._files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._served = mmap.mmap(-1, 1)
-        """Shared by the whole chain: whether the newest standby has got as far as to say that it is ready."""
+        """Shared by the whole chain: how far the newest standby has come, READY or AT_WORK."""
+        self._checkpoint = 0
+        """Pid of the process that this one was forked from."""
 
     def serve(self) -> NoReturn:
         """Be the checkpoint, again and again; never returns."""
         predecessor = 0
         died: dict[str, Any] | None = None
         pending: Served | None = None
-        strikes = 0
+        strikes = idle_deaths = 0
         while True:
-            _become_quiet()
+            on_child = _become_quiet()
             if self._last_cell and pending is None and died is None:
                 self._link.wait(RESULT_SECONDS)
             self._served[0] = 0
             kept = Kept.now()
             _freeze()
             # A cell may have ended the old checkpoint, and its pid may be another process by now.
-            doomed = predecessor if predecessor == os.getppid() else 0
+            doomed = predecessor if predecessor == _getppid() else 0
+            me = _getpid()
             try:
                 standby = _fork()
             except OSError as error:
-                signal.pthread_sigmask(signal.SIG_SETMASK, ())
+                _become_loud(on_child)
                 pending = self._work(pending, died, f"fork failed: {error.strerror}")
                 died = None
                 continue
             if standby == 0:
-                predecessor = os.getppid()
+                predecessor = self._checkpoint = me
                 kept.restore_random()
                 self._doomed = doomed
-                self._begin_standby()
+                os.setpgid(0, 0)
+                _become_loud(on_child)
                 pending = self._work(pending, died, "")
                 died = None
                 process.prefer_as_oom_victim(OOM_SURVIVOR)
@@ -96,11 +106,10 @@ class Worker:
             strikes = 0 if self._served[0] else strikes + 1
             if strikes == MAX_STRIKES:
                 leave(EXIT_LINK)  # each one dies before it can work: a cell has broken the process itself
+            idle_deaths = 0 if self._served[0] == AT_WORK else idle_deaths + 1
+            if idle_deaths:
+                _sleep(min(0.005 * 2**idle_deaths, 1.0))  # else they would be made and die without end
             kept.restore_offsets()
-
-    def _begin_standby(self) -> None:
-        os.setpgid(0, 0)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
     def _work(self, pending: Served | None, died: dict[str, Any] | None, no_checkpoint: str) -> Served | None:
         """Serve frames until this process should become the checkpoint.
@@ -111,13 +120,14 @@ class Worker:
             if pending is None and not no_checkpoint:
                 self._rehearse()
             self._end_old_checkpoint()
-            self._send(Kind.READY, {"pid": os.getpid(), "cell": self._last_cell, "died": died})
-            self._served[0] = 1
+            self._send(Kind.READY, {"pid": _getpid(), "cell": self._last_cell, "died": died})
+            self._served[0] = READY
             died = None
             if pending is None:
                 pending = self._receive()
                 if no_checkpoint and _fork_blocker() == "":
                     return pending
+            self._served[0] = AT_WORK
             self._restore_streams()
             frame, fds = pending
             changed = self._serve_one(frame, fds, no_checkpoint)
@@ -130,7 +140,7 @@ class Worker:
 
     def _serve_one(self, frame: Frame, fds: list[int], no_checkpoint: str) -> bool:
         """Whether the frame may have changed the session."""
-        me = os.getpid()
+        me = _getpid()
         header = frame.header
         if frame.kind is Kind.FORK:
             self._send(Kind.FORKED, self._fork_session(frame, fds).header)
@@ -147,7 +157,7 @@ class Worker:
             self._tell_variables(frame)
             return False
         outcome = self._repl.run(action)
-        if os.getpid() != me:
+        if _getpid() != me:
             leave(0)  # a child that the cell forked came back into our frames: only its maker reports
         self._last_cell = str(header["cell"])
         self._send(
@@ -168,20 +178,30 @@ class Worker:
     def _end_old_checkpoint(self) -> None:
         """Once this process has shown that it can work, its parent is checkpoint enough.
 
-        Done here and not by the parent, which a fast next cell could overtake.
+        Done here and not by the parent, which a fast next cell could overtake. Where that has died, the old
+        one forks another of us: there must not be two.
         """
         doomed, self._doomed = self._doomed, 0
+        if doomed and _getppid() != self._checkpoint:
+            leave(EXIT_CLOSED)
         if doomed:
-            os.kill(doomed, signal.SIGKILL)
+            _kill(doomed, signal.SIGKILL)
 
     def _rehearse(self) -> None:
-        """Copy the pages that the next cell will write to, while the host waits for its LM."""
+        """Copy the pages that the next cell will write to, while the host waits for its LM.
+
+        Where it goes wrong, no cell can run here any more, and the checkpoint before takes over.
+        """
         process.prefer_as_oom_victim(OOM_VICTIM)
         self._restore_streams()
-        self._repl.rehearse()
+        error = self._repl.rehearse().error
         result = {"cell": self._last_cell, "status": "ok", "variables": {}, "notices": []}
-        for packet in packets(Frame(Kind.RESULT, result).encode()):
-            PacketBuffer().feed(packet)
+        received = [PacketBuffer().feed(each) for each in packets(Frame(Kind.RESULT, result).encode())]
+        full = (
+            error is not None and error["type"] == "MemoryError"
+        )  # that, the next cell can do something about
+        if (error is not None and not full) or None in received:
+            leave(EXIT_LINK)
 
     def _put_context(self, fd: int, kind: str, index: int) -> None:
         self._repl.names.add_context(index, context.load(fd, kind))
@@ -256,6 +276,7 @@ class Worker:
             resource.setrlimit(resource.RLIMIT_NOFILE, (min(self._files, hard), hard))
         for fd, saved in zip((1, 2), self._saved, strict=True):
             os.dup2(saved, fd)
+            _set_blocking(fd, True)
 
     def _receive(self) -> Served:
         try:
@@ -269,16 +290,28 @@ class Worker:
         if not self._link.intact():
             leave(EXIT_LINK)
         try:
+            _set_blocking(self._link.fileno(), True)
             self._link.send(Frame(kind, header, body))
         except OSError:
             leave(EXIT_CLOSED)
 
 
-def _become_quiet() -> None:
-    """A checkpoint only waits: no timer or signal that a cell left behind may end it."""
+def _become_quiet() -> Any:
+    """A checkpoint only waits: no timer or signal that a cell left behind may end it, and none may keep the
+    end of its child from it. Gives the handler that a worker gets back."""
     for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
         signal.setitimer(timer, 0)
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    process.outlive_parent()
+    on_child = _handler_of(signal.SIGCHLD)
+    _handle(signal.SIGCHLD, signal.SIG_DFL)
+    return on_child
+
+
+def _become_loud(on_child: Any) -> None:
+    if on_child is not None:  # else C code has set it
+        _handle(signal.SIGCHLD, on_child)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 def _fork_blocker() -> str:
@@ -295,10 +328,10 @@ def _close_all(served: Served | None) -> None:
 
 def _wait(pid: int) -> dict[str, Any]:
     """How a standby died."""
-    status = os.waitpid(pid, 0)[1]
-    if os.WIFSIGNALED(status):
-        return {"signal": os.WTERMSIG(status)}
-    code = os.WEXITSTATUS(status)
+    status = _waitpid(pid, 0)[1]
+    if _signalled(status):
+        return {"signal": _signal_of(status)}
+    code = _code_of(status)
     return {"exit": code, "link": code == EXIT_LINK}
 
 

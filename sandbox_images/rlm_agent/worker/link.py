@@ -10,6 +10,8 @@ from typing import NoReturn
 from rlm_agent.frames import PACKET_BYTES, PREFIX, Frame, PacketBuffer, packets, parse, parse_prefix
 
 # Bound now: a cell may put anything in the place of a module's functions.
+_exit, _new_array = os._exit, array.array
+_FDS_SPACE = socket.CMSG_SPACE(4 * array.array("i").itemsize)
 _new_poll, _INPUT, _HANGUP = select.poll, select.POLLIN, select.POLLHUP
 EXIT_CLOSED = 90
 """Exit code of a worker whose agent is gone."""
@@ -112,8 +114,8 @@ class PacketLink(Link):
 
 def _receive_with_fds(sock: socket.socket, size: int) -> tuple[bytes, list[int]]:
     """Raises LinkClosed at the end of the stream."""
-    fds = array.array("i")
-    data, ancillary, _, _ = sock.recvmsg(size, socket.CMSG_SPACE(4 * fds.itemsize))
+    fds = _new_array("i")
+    data, ancillary, _, _ = sock.recvmsg(size, _FDS_SPACE)
     if not data:
         raise LinkClosed
     for level, kind, payload in ancillary:
@@ -124,4 +126,4 @@ def _receive_with_fds(sock: socket.socket, size: int) -> tuple[bytes, list[int]]
 
 def leave(code: int) -> NoReturn:
     """End this process without running anything that a cell registered to run at exit."""
-    os._exit(code)
+    _exit(code)

@@ -24,6 +24,11 @@ def die_with_parent() -> bool:
     return _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def outlive_parent() -> bool:
+    """No signal at the end of the parent, whatever was asked for."""
+    return _prctl(PR_SET_PDEATHSIG, 0)
+
+
 def adopt_orphans() -> bool:
     """Become the parent of every descendant whose own parent dies, so that it can be reaped and ended."""
     return _prctl(PR_SET_CHILD_SUBREAPER, 1)

@@ -23,7 +23,7 @@ TEXT_CHARS = 16 << 10
 """Longest traceback or message that a result carries."""
 # Bound now: a cell may put anything in the place of a module's functions.
 _flush_c = ctypes.CDLL(None).fflush
-_collect = gc.collect
+_collect, _handle = gc.collect, signal.signal
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,25 +62,26 @@ class Repl:
     def execute(self, code: str) -> None:
         """Run a cell; the value of a last bare expression is echoed, as in a REPL."""
         self._cells += 1
-        filename = f"<cell {self._cells}>"
+        self._execute(code, f"<cell {self._cells}>", self.namespace)
+
+    def _execute(self, code: str, filename: str, namespace: dict[str, Any]) -> None:
         linecache.cache[filename] = (len(code), None, code.splitlines(keepends=True), filename)
         tree = ast.parse(code, filename)
         last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
-        exec(compile(tree, filename, "exec", dont_inherit=True), self.namespace)
+        exec(compile(tree, filename, "exec", dont_inherit=True), namespace)
         if last is not None:
             echo = compile(ast.Interactive([last]), filename, "single", dont_inherit=True)
-            exec(echo, self.namespace)
+            exec(echo, namespace)
 
-    def rehearse(self) -> None:
+    def rehearse(self) -> Outcome:
         """Do what every cell does, on nothing.
 
         A forked process copies each memory page at its first write; this makes it copy those that a
         cell needs before there is a cell (measured: 0.9 ms less in each).
         """
         names: dict[str, Any] = {"__builtins__": builtins}
-        tree = ast.parse("rehearsal = [str(n) for n in range(3)]\nrehearsal", "<rehearsal>")
-        tree.body.pop()
-        self.run(lambda: exec(compile(tree, "<rehearsal>", "exec", dont_inherit=True), names))
+        code = "rehearsal = [str(n) for n in range(3)]\nNone"
+        return self.run(lambda: self._execute(code, "<rehearsal>", names))
 
     def _attempt(self, action: Callable[[], None]) -> Outcome:
         self._prepare()
@@ -126,12 +127,12 @@ def _open_stream(fd: int) -> io.TextIOWrapper:
 def _interruptible(body: Callable[[], Outcome]) -> Outcome:
     """SIGINT means KeyboardInterrupt in body, and nothing outside of it."""
     try:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        _handle(signal.SIGINT, signal.default_int_handler)
         return body()
     finally:
         while True:
             try:
-                signal.signal(signal.SIGINT, signal.SIG_IGN)
+                _handle(signal.SIGINT, signal.SIG_IGN)
                 break
             except KeyboardInterrupt:
                 continue
