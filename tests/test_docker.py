@@ -154,6 +154,15 @@ async def test_a_connection_to_the_engine_that_breaks_costs_nothing(
         assert answered == 40
 
 
+async def test_a_cell_that_ends_all_that_is_its_own_loses_nothing(container: DockerSandbox) -> None:
+    async with Session(container, make_environment("docker", SMALL).spec, echo) as session:
+        await session.execute("kept = 42")
+        for number in (1, 15):
+            await session.execute(f"import os\nos.kill(-1, {number})")
+        assert (await session.execute("import os; os._exit(1)")).rolled_back
+        assert (await session.execute("print(kept)")).stdout == "42\n"
+
+
 async def test_memory_that_runs_out_costs_the_cell_and_not_the_session(container: DockerSandbox) -> None:
     async with Session(container, environment().spec, echo) as session:
         await session.execute("kept = bytearray(50 << 20)")

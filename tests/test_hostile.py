@@ -93,6 +93,21 @@ SURVIVED = {
     ),
     "no way to wait": ("import os\nos.waitpid = os.WIFSIGNALED = os.WTERMSIG = os.WEXITSTATUS = None", "ok"),
     "no way to receive": ("import array, socket\narray.array = socket.CMSG_SPACE = None", "ok"),
+    "a watchdog left behind": ("import faulthandler\nfaulthandler.dump_traceback_later(1, exit=True)", "ok"),
+    "a polite end for the root": (
+        "import os\nparent = lambda pid: int(open(f'/proc/{pid}/stat').read().rpartition(')')[2].split()[1])\n"
+        "for number in (1, 15): os.kill(parent(os.getppid()), number)",
+        "ok",
+    ),
+    "mocks": (
+        "import json\nfrom unittest.mock import MagicMock\njson.dumps = json.loads = MagicMock()",
+        "ok",
+    ),
+    "more mocks": (
+        "import json\nfrom unittest.mock import MagicMock\njson.JSONEncoder = MagicMock()",
+        "rolled_back",
+    ),
+    "no builtins": ("__builtins__ = None", "ok"),
     "no exec": ("import builtins\nbuiltins.exec = None", "ok"),
     "no lines": ("import linecache\nlinecache.cache = None", "ok"),
     "no signals": ("import signal\nsignal.signal = None", "ok"),
@@ -121,9 +136,9 @@ async def test_what_a_cell_breaks_does_not_break_the_next(session: Session, case
     await session.execute("kept = 42")
     result = await session.execute(code)
     assert result.status in (status, "ok"), result.stderr
-    if case == "an alarm left behind":
+    if case.endswith("left behind"):
         await session.execute("import time; time.sleep(0)")
-        await passed(1.3)  # the alarm's second
+        await passed(1.3)  # its second
     assert (await session.execute("print(kept)")).stdout == "42\n"
     large = await session.execute("print('q' * 3_000_000)")
     assert (large.status, large.stdout_bytes) == ("ok", 3_000_001), large.stderr
@@ -137,6 +152,42 @@ async def test_a_cell_that_dies_at_once_after_one_that_wants_to_die_with_its_par
     assert (await session.execute("import ctypes\nctypes.CDLL(None).prctl(1, 9, 0, 0, 0)")).status == "ok"
     assert (await session.execute("import os; os._exit(1)")).rolled_back
     assert (await session.execute("print(kept)")).stdout == "42\n"
+
+
+async def test_a_checkpoint_that_dies_between_cells_is_missed_before_the_next(session: Session) -> None:
+    await session.execute("kept = 42")
+    await session.execute(
+        "import os, time\nme = os.getpid()\nif os.fork() == 0:\n"
+        "  os.setsid(); time.sleep(0.3); os.kill(me, 9); os._exit(0)"
+    )
+    await passed(0.8)
+    assert (await session.execute("import os; os._exit(1)")).rolled_back
+    assert (await session.execute("print(kept)")).stdout == "42\n"
+
+
+async def test_garbage_of_earlier_cells_is_collected(session: Session) -> None:
+    await session.execute(
+        "ended = []\nclass Large:\n  def __init__(self): self.me, self.data = self, bytearray(10 << 20)\n"
+        "  def __del__(self): ended.append(1)"
+    )
+    for _ in range(20):
+        assert (await session.execute("large = Large()")).status == "ok"
+    assert int((await session.execute("print(len(ended))")).stdout) > 10
+
+
+async def test_a_cells_default_timeout_is_not_that_of_its_calls(sandbox: Sandbox) -> None:
+    async def slow(call: Call) -> Answer | Failure:
+        await passed(0.3)
+        return await echo(call)
+
+    async with Session(sandbox, SPEC, slow) as session:
+        result = await session.execute(
+            "import socket\nsocket.setdefaulttimeout(0.05)\nprint(llm_query('on'))"
+        )
+        assert result.stdout == "echo on\n"
+        async with await session.fork() as other:
+            await passed(0.3)
+            assert (await other.execute("print(llm_query('off'))")).stdout == "echo off\n"
 
 
 async def test_a_handler_of_ended_children_stays(session: Session) -> None:

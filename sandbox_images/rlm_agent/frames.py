@@ -15,6 +15,8 @@ from typing import Any
 
 from rlm_agent import limits
 
+# Bound now: a cell may put anything in the place of a module's functions.
+_dumps, _loads = json.dumps, json.loads
 PREFIX = struct.Struct("!BII")
 
 
@@ -55,7 +57,7 @@ class Frame:
     body: bytes = b""
 
     def encode(self) -> bytes:
-        text = json.dumps(self.header, ensure_ascii=False, separators=(",", ":"))
+        text = _dumps(self.header, ensure_ascii=False, separators=(",", ":"))
         header = text.encode("utf-8", "surrogatepass")
         return PREFIX.pack(self.kind, len(header), len(self.body)) + header + self.body
 
@@ -79,7 +81,7 @@ def parse_prefix(prefix: bytes, max_header: int = limits.MAX_FRAME_HEADER) -> tu
 def parse(kind: Kind, header: bytes, body: bytes) -> Frame:
     """Raises FrameError when the header is not a JSON object."""
     try:
-        fields = json.loads(header.decode("utf-8", "surrogatepass")) if header else {}
+        fields = _loads(header.decode("utf-8", "surrogatepass")) if header else {}
     except (ValueError, RecursionError) as error:
         raise FrameError(f"malformed frame header: {type(error).__name__}") from None
     if not isinstance(fields, dict):

@@ -11,6 +11,7 @@ of its own and the last checkpoint stays, so that a crash costs the cells since 
 """
 
 import contextlib
+import faulthandler
 import fcntl
 import gc
 import json
@@ -36,6 +37,7 @@ _fork, _freeze, _sleep = os.fork, gc.freeze, time.sleep
 _getpid, _getppid, _kill, _set_blocking = os.getpid, os.getppid, os.kill, os.set_blocking
 _waitpid, _signalled, _signal_of, _code_of = os.waitpid, os.WIFSIGNALED, os.WTERMSIG, os.WEXITSTATUS
 _handler_of, _handle = signal.getsignal, signal.signal
+_cancel_watchdog = faulthandler.cancel_dump_traceback_later
 MAX_STRIKES = 5
 READY, AT_WORK = 1, 2
 """How far a standby has come: it can work; it was given something to do."""
@@ -125,7 +127,8 @@ class Worker:
             died = None
             if pending is None:
                 pending = self._receive()
-                if no_checkpoint and _fork_blocker() == "":
+                alone = no_checkpoint or _getppid() != self._checkpoint
+                if alone and _fork_blocker() == "":
                     return pending
             self._served[0] = AT_WORK
             self._restore_streams()
@@ -195,12 +198,12 @@ class Worker:
         process.prefer_as_oom_victim(OOM_VICTIM)
         self._restore_streams()
         error = self._repl.rehearse().error
-        result = {"cell": self._last_cell, "status": "ok", "variables": {}, "notices": []}
-        received = [PacketBuffer().feed(each) for each in packets(Frame(Kind.RESULT, result).encode())]
+        frame = Frame(Kind.RESULT, {"cell": self._last_cell, "status": "ok", "variables": {}, "notices": []})
+        received = [PacketBuffer().feed(each) for each in packets(frame.encode())]
         full = (
             error is not None and error["type"] == "MemoryError"
         )  # that, the next cell can do something about
-        if (error is not None and not full) or None in received:
+        if (error is not None and not full) or received != [frame]:
             leave(EXIT_LINK)
 
     def _put_context(self, fd: int, kind: str, index: int) -> None:
@@ -303,6 +306,7 @@ def _become_quiet() -> Any:
         signal.setitimer(timer, 0)
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     process.outlive_parent()
+    _cancel_watchdog()
     on_child = _handler_of(signal.SIGCHLD)
     _handle(signal.SIGCHLD, signal.SIG_DFL)
     return on_child

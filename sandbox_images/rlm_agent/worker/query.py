@@ -114,9 +114,13 @@ class _Connections(threading.local):
         if link is not None and self._pid == os.getpid() and link.intact():
             return link
         self.drop(link)  # a cell has closed it, or it is the parent's
+        address = os.environ.get(SOCKET_VARIABLE)
+        if address is None:
+            raise OSError(f"{SOCKET_VARIABLE} is gone from the environment")
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.settimeout(None)  # whatever a cell's default is: an answer takes the time that it takes
         try:
-            sock.connect(os.environ[SOCKET_VARIABLE])
+            sock.connect(address)
         except BaseException:
             sock.close()
             raise

@@ -7,6 +7,7 @@ import ctypes
 import gc
 import io
 import linecache
+import os
 import signal
 import sys
 import traceback
@@ -23,7 +24,10 @@ TEXT_CHARS = 16 << 10
 """Longest traceback or message that a result carries."""
 # Bound now: a cell may put anything in the place of a module's functions.
 _flush_c = ctypes.CDLL(None).fflush
-_collect, _handle = gc.collect, signal.signal
+_collect, _unfreeze, _handle = gc.collect, gc.unfreeze, signal.signal
+_open, _read, _close, _PAGE = os.open, os.read, os.close, os.sysconf("SC_PAGESIZE")
+GROWN_BYTES = 16 << 20
+"""By so much, and a quarter, a process grows before all of it is searched for garbage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +49,14 @@ class Repl:
         self.namespace["__builtins__"] = builtins
         self.names = Names(self.namespace, queries)
         self._cells = 0
+        self._resident = _resident()
+        """After the last collection of all that there is."""
         self._stdout, self._stderr = _open_stream(1), _open_stream(2)
 
-    def run(self, action: Callable[[], None]) -> Outcome:
+    def run(self, action: Callable[[], None], *, rehearsal: bool = False) -> Outcome:
         """Do something that may run the user's code, with SIGINT raising KeyboardInterrupt in it."""
         try:
-            return _interruptible(lambda: self._attempt(action))
+            return _interruptible(lambda: self._attempt(action, rehearsal=rehearsal))
         except BaseException as error:
             # An interrupt, or a __str__ of the user's, came while the outcome was being put together.
             described = _describe(error)
@@ -81,9 +87,9 @@ class Repl:
         """
         names: dict[str, Any] = {"__builtins__": builtins}
         code = "rehearsal = [str(n) for n in range(3)]\nNone"
-        return self.run(lambda: self._execute(code, "<rehearsal>", names))
+        return self.run(lambda: self._execute(code, "<rehearsal>", names), rehearsal=True)
 
-    def _attempt(self, action: Callable[[], None]) -> Outcome:
+    def _attempt(self, action: Callable[[], None], *, rehearsal: bool) -> Outcome:
         self._prepare()
         status, error = "ok", None
         try:
@@ -98,7 +104,12 @@ class Repl:
         found = variables.visible(self.namespace, self.names.reserved)
         types = {name: variables.type_name(value) for name, value in found.items()}
         # Here and not later: it may run a __del__ of the user's, which must happen within the cell.
-        _collect()
+        if not rehearsal and _resident() > self._resident * 5 // 4 + GROWN_BYTES:
+            _unfreeze()  # by each fork: what earlier cells left would never be looked at again
+            _collect()
+            self._resident = _resident()
+        else:
+            _collect()
         return Outcome(status, error, ready, answer, notices, types)
 
     def _prepare(self) -> None:
@@ -109,6 +120,7 @@ class Repl:
         sys.stdout, sys.stderr = self._stdout, self._stderr
         sys.displayhook, sys.excepthook = sys.__displayhook__, sys.__excepthook__
         sys.modules["__main__"] = self.module
+        self.namespace["__builtins__"] = builtins
 
     def _flush(self) -> None:
         for stream in (sys.stdout, sys.stderr, self._stdout, self._stderr):
@@ -116,6 +128,18 @@ class Repl:
                 stream.flush()
         # C code in the cell has buffers of its own, which a fork would double.
         _flush_c(None)
+
+
+def _resident() -> int:
+    """Bytes of memory of this process; 0 where the kernel does not tell."""
+    try:
+        file = _open("/proc/self/statm", os.O_RDONLY)
+    except OSError:
+        return 0
+    try:
+        return int(_read(file, 200).split()[1]) * _PAGE
+    finally:
+        _close(file)
 
 
 def _open_stream(fd: int) -> io.TextIOWrapper:

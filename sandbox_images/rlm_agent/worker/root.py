@@ -26,12 +26,16 @@ def enter(fds: list[int], cwd: str) -> PacketLink:
     os.mkdir(cwd, 0o700)  # not one that somebody has put there
     os.chdir(cwd)
     os.set_inheritable(control, False)
-    return PacketLink(socket.socket(fileno=control))
+    link = socket.socket(fileno=control)
+    link.settimeout(None)  # a cell may have set another default
+    return PacketLink(link)
 
 
 def run(link: PacketLink, serve: Callable[[], NoReturn]) -> NoReturn:
     """Fork the chain and reap until nobody is left."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A cell that ends all that is its own must not end its session; a worker lets them through again.
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     adopts = process.adopt_orphans()
     if os.fork() == 0:
         try:
