@@ -5,6 +5,10 @@ import os
 from pathlib import Path
 
 import pytest
+from rlm_agent import limits as agent_limits
+from rlm_agent.calls import Calls
+from rlm_agent.cell import Cell
+from rlm_agent.frames import Frame, Kind
 
 from rlm_core.broker.call import Answer, Call, Failure
 from rlm_core.environment import Sandbox
@@ -217,6 +221,60 @@ print(len(done))
         assert (await other.execute("print(llm_query('meanwhile'))")).stdout == "echo meanwhile\n"
         assert (await flooded).stdout == "10\n"
     assert most <= 1024
+
+
+async def test_callers_that_come_when_there_are_too_many_calls_cost_the_agent_no_memory(
+    sandbox: Sandbox,
+) -> None:
+    agent = sandbox.pid  # type: ignore[attr-defined]
+    code = (
+        RAW
+        + f"""
+import time
+def resident(): return int(open("/proc/{agent}/statm").read().split()[1]) * 4096
+first = connect()
+first.sendall(b"".join(frame(20, {{"id": n, "kind": "llm"}}) for n in range(1024)))
+time.sleep(0.5)  # until they are all open
+before, others = resident(), []
+blob = b"".join(frame(20, {{"id": n}}) for n in range(15_000))
+for _ in range(25):
+    others.append(connect())
+    others[-1].setblocking(False)
+    others[-1].send(blob)
+time.sleep(1)
+print((resident() - before) >> 20)
+"""
+    )
+
+    async def never(call: Call) -> Answer | Failure:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async with Session(sandbox, SPEC, never) as session:
+        assert int((await session.execute(code)).stdout) < 30
+
+
+@pytest.mark.parametrize(("number", "closed"), [(14, False), (15, True)])
+async def test_calls_that_wait_have_a_limit(
+    number: int, closed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent_limits, "MAX_PENDING_CALLS", 4)
+    monkeypatch.setattr(agent_limits, "MAX_WAITING_CALLS", 10)
+    taken = asyncio.Semaphore(0)
+    calls = Calls(lambda message: taken.release())
+    calls.user = os.getuid()
+    calls.begin_cell(Cell("c", "", 1_000))
+    await calls.listen(tmp_path / "socket")
+    reader, writer = await asyncio.open_unix_connection(tmp_path / "socket")
+    writer.write(b"".join(Frame(Kind.CALL, {"id": n, "kind": "llm"}).encode() for n in range(number)))
+    async with asyncio.timeout(20):
+        if closed:
+            assert await reader.read() == b""
+        for _ in range(4):
+            await taken.acquire()
+    assert calls.waiting == (0 if closed else 10)
+    writer.close()
+    await calls.close()
 
 
 async def test_a_client_that_never_reads_its_replies_harms_nobody(session: Session) -> None:

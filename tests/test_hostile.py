@@ -165,6 +165,13 @@ async def test_a_checkpoint_that_dies_between_cells_is_missed_before_the_next(se
     assert (await session.execute("print(kept)")).stdout == "42\n"
 
 
+async def test_the_rehearsal_asks_nothing_of_an_answer(session: Session) -> None:
+    await session.execute(
+        "said = []\nclass Told:\n  def __str__(self): said.append(1); return 'x'\nanswer['content'] = Told()"
+    )
+    assert (await session.execute("print(len(said))")).stdout == "1\n"
+
+
 async def test_garbage_of_earlier_cells_is_collected(session: Session) -> None:
     await session.execute(
         "ended = []\nclass Large:\n  def __init__(self): self.me, self.data = self, bytearray(10 << 20)\n"

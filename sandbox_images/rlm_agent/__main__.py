@@ -8,6 +8,7 @@ import asyncio
 import ctypes
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -39,6 +40,8 @@ SERVER_OPTIONS = [
 
 async def serve(config: AgentConfig, supervisor: socket.socket | None) -> None:
     supervision = Supervision(supervisor) if supervisor else Supervision.launch(config)
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # every caller in a cell is a file of ours
     folders = Folders.make(config)
     service = AgentService(supervision, folders, config)
     server = grpc.aio.server(interceptors=[Guard(config.token)], options=SERVER_OPTIONS)

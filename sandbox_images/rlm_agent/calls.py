@@ -37,6 +37,8 @@ class Calls:
         self._up = up
         self._pending_bytes = 0
         self.partial_bytes = 0
+        self.waiting = 0
+        """Calls that have been read and not been taken yet."""
         self.refused_bytes = 0
         """Of refusals that have not been read, as far as is known."""
         self._pending: dict[str, Pending] = {}
@@ -184,6 +186,8 @@ class Connection(asyncio.Protocol):
         stranger = user is not None and peer_of(transport.get_extra_info("socket")).user != user
         if stranger or not self._calls.add(self):
             self._transport.abort()
+        elif self._calls.is_full():
+            self.pause()
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -194,7 +198,10 @@ class Connection(asyncio.Protocol):
                     self._on_forked(frame)
                 else:
                     self._waiting.append(frame)
+                    self._calls.waiting += 1
             self._take_waiting()
+            if self._calls.waiting > limits.MAX_WAITING_CALLS:
+                raise FrameError("too many calls that wait")
             if self._waiting:
                 self.pause()
         except FrameError:
@@ -202,6 +209,7 @@ class Connection(asyncio.Protocol):
 
     def _take_waiting(self) -> None:
         while self._waiting and not self._calls.is_full():
+            self._calls.waiting -= 1
             self._on_call(self._waiting.popleft())
 
     def _count_partial(self, size: int) -> None:
@@ -213,6 +221,8 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._count_partial(0)
+        self._calls.waiting -= len(self._waiting)
+        self._waiting.clear()
         self.resume_writing()
         self._calls.remove(self)
         if self._forked is not None and not self._forked.done():

@@ -100,7 +100,7 @@ class Repl:
             self._stderr.write(error["traceback"])
         self._flush()
         notices = self.names.restore()
-        ready, answer = self.names.final_answer()
+        ready, answer = (False, "") if rehearsal else self.names.final_answer()
         found = variables.visible(self.namespace, self.names.reserved)
         types = {name: variables.type_name(value) for name, value in found.items()}
         # Here and not later: it may run a __del__ of the user's, which must happen within the cell.
