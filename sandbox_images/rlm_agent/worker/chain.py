@@ -200,10 +200,9 @@ class Worker:
         error = self._repl.rehearse().error
         frame = Frame(Kind.RESULT, {"cell": self._last_cell, "status": "ok", "variables": {}, "notices": []})
         received = [PacketBuffer().feed(each) for each in packets(frame.encode())]
-        full = (
-            error is not None and error["type"] == "MemoryError"
-        )  # that, the next cell can do something about
-        if (error is not None and not full) or received != [frame]:
+        # About a full memory, the next cell can do something.
+        broken = error is not None and error["type"] != "MemoryError"
+        if broken or received != [frame]:
             leave(EXIT_LINK)
 
     def _put_context(self, fd: int, kind: str, index: int) -> None:
@@ -264,6 +263,7 @@ class Worker:
         self._link = root.enter(fds, str(header["cwd"]))
         os.close(old)
         self._queries.forget()
+        self._served = mmap.mmap(-1, 1)  # the other one is the parent's
         for fd, saved in zip((1, 2), self._saved, strict=True):
             os.dup2(fd, saved, inheritable=False)
         os.environ[SOCKET_VARIABLE] = str(header["socket"])
