@@ -57,6 +57,19 @@ async def test_wrong_arguments_raise_in_the_cell(session: Session, code: str, me
     assert result.error is not None and message in result.error.message
 
 
+async def test_calls_do_without_the_environment(session: Session) -> None:
+    result = await session.execute(
+        "import multiprocessing, os, sys, subprocess\nos.environ.clear()\n"
+        "print(llm_query('one'))\n"
+        "with multiprocessing.Pool(1) as pool: print(pool.map(llm_query, ['two'])[0])\n"
+        "code = 'from rlm_agent.repl import llm_query; print(llm_query(\"three\"))'\n"
+        "print(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout)"
+    )
+    one, two, three = result.stdout.strip().splitlines()
+    assert (one, two) == ("echo one", "echo two") and "RLM_SESSION_SOCKET is not set" in three
+    assert (await session.execute("print(llm_query('four'))")).stdout == "echo four\n"
+
+
 async def test_an_over_long_prompt_says_how_long_it_may_be(session: Session) -> None:
     result = await session.execute("print(llm_query('é' * 3_000_000))")
     assert "3,000,000 characters (6,000,000 bytes); at most 4,194,304 bytes" in result.stdout

@@ -107,6 +107,19 @@ SURVIVED = {
         "import json\nfrom unittest.mock import MagicMock\njson.JSONEncoder = MagicMock()",
         "rolled_back",
     ),
+    "output that goes elsewhere": (
+        "import os\nnull = os.open(os.devnull, os.O_WRONLY)\nfor fd in (200, 201): os.dup2(null, fd)",
+        "rolled_back",
+    ),
+    "no output to go back to": ("import os\nos.closerange(200, 202)", "rolled_back"),
+    "a worker that does not listen": (
+        "from rlm_agent.worker.link import PacketLink\nPacketLink.receive = lambda self: 1 / 0",
+        "ok",
+    ),
+    "a worker that knows no frame": (
+        "from rlm_agent.frames import Kind\nKind._value2member_map_.clear()",
+        "ok",
+    ),
     "no builtins": ("__builtins__ = None", "ok"),
     "no exec": ("import builtins\nbuiltins.exec = None", "ok"),
     "no lines": ("import linecache\nlinecache.cache = None", "ok"),

@@ -9,7 +9,7 @@ import pytest
 from rlm_core.environment import Sandbox, SandboxSpec, make_environment
 from rlm_core.errors import SandboxLost
 from rlm_core.session import Session
-from tests.conftest import Recorder, echo
+from tests.conftest import SPEC, Recorder, echo
 from tests.support.processes import only, open_fds
 
 A_SESSION = 4
@@ -72,10 +72,10 @@ DEATHS = {
         "import sys; sys.setrecursionlimit(10**9)\nclass A:\n  def __getattr__(self, n): return getattr(self, n)\nA().x",
         "SIGSEGV",
     ),
-    "close_fds": ("import os; os.closerange(0, 4096)", "closed the file descriptors"),
+    "close_fds": ("import os; os.closerange(0, 4096)", "closed or replaced file descriptors"),
     "replace_fds": (
         "import os\nfd = os.open('/dev/null', os.O_RDWR)\nfor n in range(3, 1024):\n  if n != fd: os.dup2(fd, n)",
-        "closed the file descriptors",
+        "closed or replaced file descriptors",
     ),
 }
 
@@ -258,3 +258,21 @@ async def test_interrupt_from_the_host(session: Session, recorder: Recorder) -> 
     await session.interrupt()
     assert (await running).status == "interrupted"
     assert (await session.execute("print(x)")).stdout == "1\n"
+
+
+async def test_a_cell_that_ends_as_it_is_killed_is_over_or_undone_and_says_which(sandbox: Sandbox) -> None:
+    """The kill comes 0.1 s after the start; the cells end from 5 ms before it to 5 ms after it."""
+    async with Session(sandbox, SPEC.model_copy(update={"interrupt_grace": 0.05}), echo) as session:
+        await session.execute("import signal, time\nv = -1")
+        kept = -1
+        for n in range(41):
+            seconds = 0.095 + n * 0.00025
+            result = await session.execute(
+                "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+                f"v, end = {n}, time.monotonic() + {seconds}\nwhile time.monotonic() < end: pass",
+                timeout=0.05,
+            )
+            assert result.status == "ok" or result.rolled_back
+            kept = kept if result.rolled_back else n
+            found = await session.execute("print(v)")
+            assert (found.stdout, found.notices) == (f"{kept}\n", ())

@@ -61,6 +61,10 @@ class Session:
         self._ready = asyncio.Event()
         self._running: asyncio.Future[Frame | Death] | None = None
         self._interrupt_reason = ""
+        self._is_killed = False
+        """Whether SIGKILL is on its way to the worker."""
+        self._held: Frame | None = None
+        """A result that came all the same: whether it stays is known when a worker is ready again."""
         self._unwanted = ""
         """Id of a cell that is to be interrupted, although it may not have begun yet."""
         self._worker_pid = 0
@@ -210,7 +214,11 @@ class Session:
             return
         self._interrupt_reason = reason
         self._signal(signal.SIGINT)
-        self._timers.append(self._loop.call_later(self.config.interrupt_grace, self._signal, signal.SIGKILL))
+        self._timers.append(self._loop.call_later(self.config.interrupt_grace, self._kill_cell))
+
+    def _kill_cell(self) -> None:
+        if self._running is not None and not self._running.done():
+            self._signal(signal.SIGKILL)
 
     # -- cells
 
@@ -261,7 +269,7 @@ class Session:
             for pipe in (self._stdout, self._stderr):
                 pipe.drain()  # of processes that an earlier cell left; no cell to show it in
             self._ready.clear()
-            self._interrupt_reason = ""
+            self._interrupt_reason, self._is_killed, self._held = "", False, None
             self._running = self._loop.create_future()
             self._given = frame.header.get("cell", "")
             if timeout:
@@ -298,6 +306,7 @@ class Session:
 
     def _signal(self, number: int) -> None:
         if number == signal.SIGKILL:
+            self._is_killed = True
             self._timers.append(self._loop.call_later(limits.READY_SECONDS, self._overdue))
         self._spawn_task(self._deliver_signal(self._worker_pid, number))
 
@@ -325,9 +334,12 @@ class Session:
             self._on_ready(frame, sender)
         elif frame.kind in (Kind.RESULT, Kind.FORKED):
             own = sender == self._worker and frame.header.get("cell", "") == self._given
-            if own and running is not None and not running.done():  # else a process of the cell's made it up
-                self._last_cell = self._given or self._last_cell
-                running.set_result(frame)
+            if not own:
+                return  # a process of the cell's made it up
+            if self._is_killed:
+                self._held = frame
+            elif running is not None and not running.done():
+                self._finish(running, frame)
         else:
             raise FrameError(f"unexpected {frame.kind.name} from the worker")
 
@@ -337,14 +349,16 @@ class Session:
             raise FrameError("malformed READY from the worker")
         self._worker_pid, self._worker = pid, sender
         self._watch(sender.pid)
-        running = self._running is not None and not self._running.done()
-        if died is None and running:
-            return  # the cell goes on in a fresh fork
+        running = self._running if self._running is not None and not self._running.done() else None
+        if died is None and running is not None:
+            if self._held is None:
+                return  # the cell goes on in a fresh fork
+            self._finish(running, self._held)
         if died is not None:
             no_memory = out_of_memory_kills() > self._memory_kills
             death = Death.from_header(died, self._interrupt_reason, no_memory=no_memory)
-            if running and self._running is not None:
-                self._running.set_result(death)
+            if running is not None:
+                running.set_result(death)
             elif frame.header.get("cell") != self._last_cell:
                 self._late_rollback = (
                     f"The REPL's process died after an earlier cell had ended ({describe_death(death)}); "
@@ -353,6 +367,10 @@ class Session:
         self._stop_timers()
         self._rescue_tried = False
         self._ready.set()
+
+    def _finish(self, running: "asyncio.Future[Frame | Death]", result: Frame) -> None:
+        self._last_cell = self._given or self._last_cell
+        running.set_result(result)
 
     def _watch(self, pid: int) -> None:
         """Notice the death of the worker even where nobody is left to report it."""

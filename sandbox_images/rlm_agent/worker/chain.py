@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from rlm_agent.frames import Frame, FrameError, Kind, PacketBuffer, packets
+from rlm_agent.frames import Frame, FrameError, Kind
 from rlm_agent.worker import context, process, root, variables
 from rlm_agent.worker.kept import Kept
 from rlm_agent.worker.link import EXIT_CLOSED, EXIT_LINK, LinkClosed, PacketLink, leave
@@ -34,7 +34,7 @@ from rlm_agent.worker.repl import Repl
 OOM_VICTIM, OOM_SURVIVOR = 1000, 0
 # Bound now: a cell may put anything in the place of a module's functions.
 _fork, _freeze, _sleep = os.fork, gc.freeze, time.sleep
-_getpid, _getppid, _kill, _set_blocking = os.getpid, os.getppid, os.kill, os.set_blocking
+_getpid, _getppid, _kill, _set_blocking, _fstat = os.getpid, os.getppid, os.kill, os.set_blocking, os.fstat
 _waitpid, _signalled, _signal_of, _code_of = os.waitpid, os.WIFSIGNALED, os.WTERMSIG, os.WEXITSTATUS
 _handler_of, _handle = signal.getsignal, signal.signal
 _cancel_watchdog = faulthandler.cancel_dump_traceback_later
@@ -55,10 +55,11 @@ class Worker:
 
     def __init__(self, link: PacketLink) -> None:
         self._link = link
-        self._queries = Queries(self._fork_session)
+        self._queries = Queries(os.environ[SOCKET_VARIABLE], self._fork_session)
         self._repl = Repl(self._queries)
         self._last_cell = ""
         self._saved = [_high_copy(fd) for fd in (1, 2)]
+        self._captures = [_inode(fd) for fd in self._saved]
         self._doomed = 0
         self._files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._served = mmap.mmap(-1, 1)
@@ -198,12 +199,22 @@ class Worker:
         process.prefer_as_oom_victim(OOM_VICTIM)
         self._restore_streams()
         error = self._repl.rehearse().error
-        frame = Frame(Kind.RESULT, {"cell": self._last_cell, "status": "ok", "variables": {}, "notices": []})
-        received = [PacketBuffer().feed(each) for each in packets(frame.encode())]
         # About a full memory, the next cell can do something.
         broken = error is not None and error["type"] != "MemoryError"
-        if broken or received != [frame]:
+        if broken or not self._carries_frames():
             leave(EXIT_LINK)
+
+    def _carries_frames(self) -> bool:
+        frame = Frame(Kind.RESULT, {"cell": self._last_cell, "status": "ok", "variables": {}, "notices": []})
+        try:
+            near, far = PacketLink.pair()
+        except OSError:  # no file is free: the next cell can do something
+            return True
+        near.send(frame)
+        near.close()  # so that nothing waits for more than was sent
+        received = far.receive()
+        far.close()
+        return received == (frame, [])
 
     def _put_context(self, fd: int, kind: str, index: int) -> None:
         self._repl.names.add_context(index, context.load(fd, kind))
@@ -262,10 +273,11 @@ class Worker:
         old = self._link.fileno()
         self._link = root.enter(fds, str(header["cwd"]))
         os.close(old)
-        self._queries.forget()
+        self._queries.move(str(header["socket"]))
         self._served = mmap.mmap(-1, 1)  # the other one is the parent's
         for fd, saved in zip((1, 2), self._saved, strict=True):
             os.dup2(fd, saved, inheritable=False)
+        self._captures = [_inode(fd) for fd in self._saved]
         os.environ[SOCKET_VARIABLE] = str(header["socket"])
         if header.get("child"):
             self._repl.names.begin_child(frame.body.decode("utf-8", "surrogatepass"))
@@ -290,7 +302,7 @@ class Worker:
             leave(EXIT_LINK)
 
     def _send(self, kind: Kind, header: dict[str, Any], body: bytes = b"") -> None:
-        if not self._link.intact():
+        if not self._link.intact() or [_inode(fd) for fd in self._saved] != self._captures:
             leave(EXIT_LINK)
         try:
             _set_blocking(self._link.fileno(), True)
@@ -341,6 +353,14 @@ def _wait(pid: int) -> dict[str, Any]:
 
 def _high_copy(fd: int) -> int:
     return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, SAVED_FD)
+
+
+def _inode(fd: int) -> int:
+    """Of what is open under this number: another one, or 0, once a cell has closed or replaced it."""
+    try:
+        return _fstat(fd).st_ino
+    except OSError:
+        return 0
 
 
 def start(link: PacketLink) -> NoReturn:

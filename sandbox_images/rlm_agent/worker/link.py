@@ -10,7 +10,7 @@ from typing import NoReturn
 from rlm_agent.frames import PACKET_BYTES, PREFIX, Frame, PacketBuffer, packets, parse, parse_prefix
 
 # Bound now: a cell may put anything in the place of a module's functions.
-_exit, _new_array = os._exit, array.array
+_exit, _new_array, _socketpair = os._exit, array.array, socket.socketpair
 _FDS_SPACE = socket.CMSG_SPACE(4 * array.array("i").itemsize)
 _new_poll, _INPUT, _HANGUP = select.poll, select.POLLIN, select.POLLHUP
 EXIT_CLOSED = 90
@@ -97,6 +97,11 @@ class Link:
 
 class PacketLink(Link):
     """A worker's link to its agent, which stays in step when a worker is killed in the middle of a frame."""
+
+    @classmethod
+    def pair(cls) -> tuple["PacketLink", "PacketLink"]:
+        one, other = _socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        return cls(one), cls(other)
 
     def send(self, frame: Frame) -> None:
         for packet in packets(frame.encode()):

@@ -49,13 +49,15 @@ class LMReply(str):
 class Queries:
     """The calls of one session. Works from any thread and from any process that a cell forks."""
 
-    def __init__(self, fork_here: ForkHere | None = None) -> None:
+    def __init__(self, address: str, fork_here: ForkHere | None = None) -> None:
+        """`address`: path of the session's socket."""
         self._local = _Connections()
+        self._address = address
         self._fork_here = fork_here
 
-    def __reduce__(self) -> tuple[type["Queries"], tuple[()]]:
+    def __reduce__(self) -> tuple[type["Queries"], tuple[str]]:
         """So that `multiprocessing.Pool().map(llm_query, prompts)` works: each process has its own."""
-        return Queries, ()
+        return Queries, (self._address,)
 
     def llm_query(self, prompt: str, model: str | None = None) -> LMReply:
         """Ask a sub-LM. Never raises for a failed call: see `LMReply.ok`."""
@@ -83,7 +85,7 @@ class Queries:
     def _send(self, header: dict[str, str], bodies: list[bytes | LMReply]) -> list[LMReply]:
         link: Link | None = None
         try:
-            link = self._local.take()
+            link = self._local.take(self._address)
             replies = _Exchange(link, header, self._fork_here).run(bodies)
         except (OSError, LinkClosed, FrameError) as error:
             self._local.drop(link)
@@ -95,9 +97,10 @@ class Queries:
         self._local.put_back(link)
         return replies
 
-    def forget(self) -> None:
-        """Drop connections that belong to the session this process was forked from."""
+    def move(self, address: str) -> None:
+        """Call from another session, into which this process has been forked."""
         self._local.drop_all()
+        self._address = address
 
 
 class _Connections(threading.local):
@@ -108,15 +111,14 @@ class _Connections(threading.local):
         self._idle: Link | None = None
         self._pid = os.getpid()
 
-    def take(self) -> Link:
+    def take(self, address: str) -> Link:
         """The idle one, or a new one; to be put back or dropped."""
         link, self._idle = self._idle, None
         if link is not None and self._pid == os.getpid() and link.intact():
             return link
         self.drop(link)  # a cell has closed it, or it is the parent's
-        address = os.environ.get(SOCKET_VARIABLE)
-        if address is None:
-            raise OSError(f"{SOCKET_VARIABLE} is gone from the environment")
+        if not address:
+            raise OSError(f"this is no process of a session: {SOCKET_VARIABLE} is not set")
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.settimeout(None)  # whatever a cell's default is: an answer takes the time that it takes
         try:
