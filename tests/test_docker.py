@@ -299,13 +299,19 @@ async def test_an_image_that_can_not_be_pulled_says_what_else_there_is() -> None
             "took more than",
         ),
         ("/usr/lib/python3.11/compileall.py", "memory = b'x' * (1 << 29)", "could not be built"),
+        (
+            "/usr/lib/python3.11/compileall.py",
+            "import time\nwhile True: print('on and on', flush=True); time.sleep(0.1)",
+            "not built within 10 s: .*on and on",
+        ),
     ],
-    ids=["when it is looked at", "in the build"],
+    ids=["memory when it is looked at", "memory in the build", "time in the build"],
 )
-def test_the_memory_that_a_base_takes_has_a_limit(
+def test_what_a_base_takes_has_a_limit(
     file: str, line: str, said: str, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(image, "BUILD_MEMORY", 256 << 20)
+    monkeypatch.setattr(image, "BUILD_SECONDS", 10)
     name = "rlm-test-hog:1"
     dockerfile = f"FROM {base.debian_reference()}\nUSER root\nCOPY hog {file}\n"
     context = io.BytesIO()

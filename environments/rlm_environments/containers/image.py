@@ -8,6 +8,7 @@ import hashlib
 import io
 import tarfile
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from rlm_core.errors import ConfigError, EngineError
 from rlm_core.text import one_line
 from rlm_environments.bundle import agent_folder, as_root, image_file, lay_out, sources
 from rlm_environments.containers.base import (
+    BUILD_SECONDS,
     DEBIAN,
     DEFAULT,
     Base,
@@ -170,6 +172,7 @@ def _run_build(engine: Engine, what: Recipe, base: Base, root: Path) -> None:
         tar.add(str(image_file("Dockerfile")), "Dockerfile", filter=as_root)
         tar.add(str(root), "rootfs", filter=as_root)
     context.seek(0)
+    end = time.monotonic() + BUILD_SECONDS
     with engine.errors():
         steps: Any = engine.api.build(
             fileobj=context,
@@ -186,5 +189,7 @@ def _run_build(engine: Engine, what: Recipe, base: Base, root: Path) -> None:
         said = ""
         for step in steps:
             said = (said + str(step.get("stream", "")))[-SAID_CHARS:]
+            if time.monotonic() > end:  # one that says nothing is ended by the engine's own timeout
+                raise EngineError(f"the image was not built within {BUILD_SECONDS} s: {one_line(said, 400)}")
             if "error" in step:
                 raise EngineError(f"the image could not be built: {one_line(str(step['error']) + said, 800)}")
