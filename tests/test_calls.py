@@ -9,6 +9,7 @@ from rlm_agent import limits as agent_limits
 from rlm_agent.calls import Calls
 from rlm_agent.cell import Cell
 from rlm_agent.frames import Frame, Kind
+from rlm_agent.rpc.v1 import agent_pb2 as pb
 
 from rlm_core.broker.call import Answer, Call, Failure
 from rlm_core.environment import Sandbox
@@ -267,26 +268,31 @@ print((resident() - before) >> 20)
         assert int((await session.execute(code)).stdout) < 30
 
 
-@pytest.mark.parametrize(("number", "closed"), [(14, False), (15, True)])
-async def test_calls_that_wait_have_a_limit(
-    number: int, closed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_calls_wait_in_one_connection_and_else_in_their_sockets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(agent_limits, "MAX_PENDING_CALLS", 4)
-    monkeypatch.setattr(agent_limits, "MAX_WAITING_CALLS", 10)
-    taken = asyncio.Semaphore(0)
-    calls = Calls(lambda message: taken.release())
+    taken: asyncio.Queue[str] = asyncio.Queue()
+
+    def up(message: object) -> None:
+        if callable(message):
+            taken.put_nowait(message().call.call_id)
+
+    calls = Calls(up)
     calls.user = os.getuid()
     calls.begin_cell(Cell("c", "", 1_000))
     await calls.listen(tmp_path / "socket")
-    reader, writer = await asyncio.open_unix_connection(tmp_path / "socket")
-    writer.write(b"".join(Frame(Kind.CALL, {"id": n, "kind": "llm"}).encode() for n in range(number)))
+    callers = [await asyncio.open_unix_connection(tmp_path / "socket") for _ in range(5)]
+    for number, (_, writer) in enumerate(callers):
+        several = range(number * 7, number * 7 + 7)
+        writer.write(b"".join(Frame(Kind.CALL, {"id": n, "kind": "llm"}).encode() for n in several))
     async with asyncio.timeout(20):
-        if closed:
-            assert await reader.read() == b""
-        for _ in range(4):
-            await taken.acquire()
-    assert calls.waiting == (0 if closed else 10)
-    writer.close()
+        for _ in range(35):
+            call_id = await taken.get()
+            assert sum(bool(each._waiting) for each in calls._connections) <= 1
+            calls.reply(pb.CallReply(call_id=call_id, answer=pb.CallAnswer(text=b"x")))
+    for _, writer in callers:
+        writer.close()
     await calls.close()
 
 

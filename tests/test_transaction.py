@@ -1,16 +1,21 @@
 """A cell is a transaction: whatever kills it, no variable is lost."""
 
 import asyncio
+import contextlib
 import os
+import random
+import signal
 from pathlib import Path
 
 import pytest
+from rlm_agent.worker import process
 
 from rlm_core.environment import Sandbox, SandboxSpec, make_environment
 from rlm_core.errors import SandboxLost
 from rlm_core.session import Session
 from tests.conftest import SPEC, Recorder, echo
 from tests.support.processes import only, open_fds
+from tests.support.waiting import passed
 
 A_SESSION = 4
 """Processes: the supervisor, the session's root, the checkpoint and the standby."""
@@ -276,3 +281,25 @@ async def test_a_cell_that_ends_as_it_is_killed_is_over_or_undone_and_says_which
             kept = kept if result.rolled_back else n
             found = await session.execute("print(v)")
             assert (found.stdout, found.notices) == (f"{kept}\n", ())
+
+
+async def test_one_death_at_any_moment_loses_no_variable_and_is_told(sandbox: Sandbox) -> None:
+    """Of the standby, of its checkpoint, or of the one before it; the next one comes when there are two again."""
+    chance = random.Random(7)
+    async with Session(sandbox, SPEC, echo) as session:
+        first = await session.execute("import os, time\nv = 0\nprint(os.getppid())")
+        root = process.parent(int(first.stdout))
+        v = 0
+        for _ in range(60):
+            await only(2, below=root)
+            pause = chance.choice([0, 0, 0.01, 0.03])
+            cell = asyncio.create_task(session.execute(f"v += 1\ntime.sleep({pause})\nprint(v)"))
+            await passed(chance.random() * 0.05)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(chance.choice(process.descendants(root)), signal.SIGKILL)
+            result, now = await cell, await session.execute("print(v)")
+            told = any("earlier cell" in notice for notice in (*result.notices, *now.notices))
+            if not told:
+                assert int(now.stdout) == v + (not result.rolled_back), (v, result, now)
+            assert v - 1 <= int(now.stdout) <= v + 1, (v, result, now)
+            v = int(now.stdout)

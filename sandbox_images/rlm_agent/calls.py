@@ -37,8 +37,6 @@ class Calls:
         self._up = up
         self._pending_bytes = 0
         self.partial_bytes = 0
-        self.waiting = 0
-        """Calls that have been read and not been taken yet."""
         self.refused_bytes = 0
         """Of refusals that have not been read, as far as is known."""
         self._pending: dict[str, Pending] = {}
@@ -175,7 +173,8 @@ class Connection(asyncio.Protocol):
         self._open: set[int] = set()
         self._partial = 0
         self._waiting: deque[Frame] = deque()
-        """Calls that came with what was read before it was paused."""
+        """Calls that came with what was read before it was paused. Where there are any, there are too many
+        calls, and no connection is read: so they are of one connection, and of one read."""
         self._forked: asyncio.Future[dict[str, Any]] | None = None
         self._fork_turn = asyncio.Lock()
         self._transport: asyncio.Transport
@@ -198,10 +197,7 @@ class Connection(asyncio.Protocol):
                     self._on_forked(frame)
                 else:
                     self._waiting.append(frame)
-                    self._calls.waiting += 1
             self._take_waiting()
-            if self._calls.waiting > limits.MAX_WAITING_CALLS:
-                raise FrameError("too many calls that wait")
             if self._waiting:
                 self.pause()
         except FrameError:
@@ -209,7 +205,6 @@ class Connection(asyncio.Protocol):
 
     def _take_waiting(self) -> None:
         while self._waiting and not self._calls.is_full():
-            self._calls.waiting -= 1
             self._on_call(self._waiting.popleft())
 
     def _count_partial(self, size: int) -> None:
@@ -221,7 +216,6 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._count_partial(0)
-        self._calls.waiting -= len(self._waiting)
         self._waiting.clear()
         self.resume_writing()
         self._calls.remove(self)

@@ -33,8 +33,6 @@ MAX_CALL_BYTES = 64 << 20
 """Prompts of one session without an answer, and as much in frames that have only partly arrived."""
 MAX_PENDING_CALLS = 1_024
 """Calls of one session without an answer yet; a cell that makes more is held back by its socket."""
-MAX_WAITING_CALLS = 1 << 16
-"""Calls of one session that have been read, and wait until there are fewer than that."""
 MAX_WAITING_CONNECTIONS = 64
 """To the proxy, that the host has not taken yet."""
 EGRESS_CHUNK = 64 << 10

@@ -35,8 +35,9 @@ class Death:
         if no_memory and number == signal.SIGKILL:
             return cls(pb.ROLLBACK_REASON_MEMORY, "it took more memory than the sandbox has")
         if died.get("link"):
-            what = "it closed or replaced file descriptors of the REPL, or left it unable to run cells"
-            return cls(pb.ROLLBACK_REASON_LINK, what)
+            return cls(pb.ROLLBACK_REASON_LINK, "it closed or replaced file descriptors of the REPL")
+        if died.get("broken"):
+            return cls(pb.ROLLBACK_REASON_EXIT, "it left the REPL's process unable to run another cell")
         if isinstance(number, int):
             return cls(pb.ROLLBACK_REASON_SIGNAL, _signal_name(number))
         return cls(pb.ROLLBACK_REASON_EXIT, f"exit code {code if isinstance(code, int) else '?'}")

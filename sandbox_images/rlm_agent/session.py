@@ -24,6 +24,7 @@ from rlm_agent.result import Death, describe_death, finished_cell, rolled_back_c
 from rlm_agent.rpc.v1 import agent_pb2 as pb
 from rlm_agent.sender import NOBODY, Sender, receive_with_sender
 from rlm_agent.supervision import ProcessLimits, Supervision, SupervisorGone
+from rlm_agent.watch import Watch
 
 MAX_PID = 1 << 22
 """The kernel's own limit."""
@@ -68,12 +69,13 @@ class Session:
         self._unwanted = ""
         """Id of a cell that is to be interrupted, although it may not have begun yet."""
         self._worker_pid = 0
-        self._worker = NOBODY
+        """As it names itself: the supervisor may know it by another."""
+        self._ready_sender = NOBODY
         """Who said last that it is ready, as the kernel knows it."""
-        self._given = ""
+        self._given_cell = ""
         """Name of what the worker was given to do, which its result repeats."""
         self._rescue_tried = False
-        self._pidfd = -1
+        self._watch = Watch(lambda: self._spawn_task(self._resume()), self._overdue)
         self._late_rollback = ""
         self._memory_kills = 0
         self._last_cell = ""
@@ -216,6 +218,13 @@ class Session:
         self._signal(signal.SIGINT)
         self._timers.append(self._loop.call_later(self.config.interrupt_grace, self._kill_cell))
 
+    def _interrupt_again(self) -> None:
+        """The signal may have gone to the process before this one."""
+        reason, self._interrupt_reason = self._interrupt_reason, ""
+        if reason:
+            self._is_killed = False
+            self.interrupt(reason)
+
     def _kill_cell(self) -> None:
         if self._running is not None and not self._running.done():
             self._signal(signal.SIGKILL)
@@ -271,7 +280,7 @@ class Session:
             self._ready.clear()
             self._interrupt_reason, self._is_killed, self._held = "", False, None
             self._running = self._loop.create_future()
-            self._given = frame.header.get("cell", "")
+            self._given_cell = frame.header.get("cell", "")
             if timeout:
                 self._timers.append(self._loop.call_later(timeout, self.interrupt, "timeout"))
             try:
@@ -333,7 +342,7 @@ class Session:
         if frame.kind is Kind.READY:
             self._on_ready(frame, sender)
         elif frame.kind in (Kind.RESULT, Kind.FORKED):
-            own = sender == self._worker and frame.header.get("cell", "") == self._given
+            own = sender == self._ready_sender and frame.header.get("cell", "") == self._given_cell
             if not own:
                 return  # a process of the cell's made it up
             if self._is_killed:
@@ -347,50 +356,37 @@ class Session:
         pid, died = frame.header.get("pid"), frame.header.get("died")
         if type(pid) is not int or not 1 < pid < MAX_PID or not (died is None or isinstance(died, dict)):
             raise FrameError("malformed READY from the worker")
-        self._worker_pid, self._worker = pid, sender
-        self._watch(sender.pid)
+        self._worker_pid, self._ready_sender = pid, sender
+        self._watch.begin(sender.pid)
         running = self._running if self._running is not None and not self._running.done() else None
-        if died is None and running is not None:
-            if self._held is None:
-                return  # the cell goes on in a fresh fork
+        death = self._death(died) if died is not None else None
+        is_undone = running is not None and died is not None and died.get("begun") is True
+        if running is not None and death is not None and is_undone:
+            running.set_result(death)
+        elif running is not None and self._held is not None:
             self._finish(running, self._held)
-        if died is not None:
-            no_memory = out_of_memory_kills() > self._memory_kills
-            death = Death.from_header(died, self._interrupt_reason, no_memory=no_memory)
-            if running is not None:
-                running.set_result(death)
-            elif frame.header.get("cell") != self._last_cell:
-                self._late_rollback = (
-                    f"The REPL's process died after an earlier cell had ended ({describe_death(death)}); "
-                    "variables are as they were before that cell."
-                )
+        if death is not None and not is_undone and frame.header.get("cell") != self._last_cell:
+            self._late_rollback = (
+                f"The REPL's process died after an earlier cell had ended ({describe_death(death)}); "
+                "variables are as they were before that cell."
+            )
+        if running is not None and not running.done():
+            self._interrupt_again()  # the cell goes on in a fresh fork
+            return
         self._stop_timers()
         self._rescue_tried = False
         self._ready.set()
 
+    def _death(self, died: dict[str, Any]) -> Death:
+        no_memory = out_of_memory_kills() > self._memory_kills
+        return Death.from_header(died, self._interrupt_reason, no_memory=no_memory)
+
     def _finish(self, running: "asyncio.Future[Frame | Death]", result: Frame) -> None:
-        self._last_cell = self._given or self._last_cell
+        self._last_cell = self._given_cell or self._last_cell
         running.set_result(result)
 
-    def _watch(self, pid: int) -> None:
-        """Notice the death of the worker even where nobody is left to report it."""
-        self._unwatch()
-        with contextlib.suppress(OSError):
-            self._pidfd = os.pidfd_open(pid)
-            self._loop.add_reader(self._pidfd, self._on_worker_death)
-
-    def _unwatch(self) -> None:
-        if self._pidfd >= 0:
-            self._loop.remove_reader(self._pidfd)
-            os.close(self._pidfd)
-            self._pidfd = -1
-
-    def _on_worker_death(self) -> None:
-        self._unwatch()
-        self._spawn_task(self._resume())
-        self._timers.append(self._loop.call_later(limits.READY_SECONDS, self._overdue))
-
     async def _resume(self) -> None:
+        """Whoever is to take the place of a worker that died may have been stopped."""
         with contextlib.suppress(OSError, SupervisorGone):
             await self._supervision.resume(self.id)
 
@@ -454,7 +450,7 @@ class Session:
             return
         self.lost = detail
         self._stop_timers()
-        self._unwatch()
+        self._watch.end()
         self._spawn_task(self._end_processes())
         self._loop.remove_reader(self._link)
         self._ready.set()

@@ -26,6 +26,15 @@ async def only(count: int, below: int) -> dict[int, str]:
     return found
 
 
+async def child_of(pid: int) -> int:
+    """The one child of a process, once it has one."""
+    async with asyncio.timeout(20):
+        while not (found := process.children(pid)):  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.001)
+    (child,) = found
+    return child
+
+
 async def none_but(these: set[int], below: int) -> None:
     """Wait until a process has nothing else below it."""
     async with asyncio.timeout(20):

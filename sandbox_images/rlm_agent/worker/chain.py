@@ -11,34 +11,26 @@ of its own and the last checkpoint stays, so that a crash costs the cells since 
 """
 
 import contextlib
-import faulthandler
 import fcntl
-import gc
-import json
-import mmap
 import os
 import resource
 import signal
 import sys
-import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from rlm_agent import bound
 from rlm_agent.frames import Frame, FrameError, Kind
 from rlm_agent.worker import context, process, root, variables
 from rlm_agent.worker.kept import Kept
-from rlm_agent.worker.link import EXIT_CLOSED, EXIT_LINK, LinkClosed, PacketLink, leave
+from rlm_agent.worker.link import EXIT_BROKEN, EXIT_CLOSED, EXIT_LINK, LinkClosed, PacketLink, leave
 from rlm_agent.worker.query import SOCKET_VARIABLE, Queries
 from rlm_agent.worker.repl import Repl
 
 OOM_VICTIM, OOM_SURVIVOR = 1000, 0
-# Bound now: a cell may put anything in the place of a module's functions.
-_fork, _freeze, _sleep = os.fork, gc.freeze, time.sleep
-_getpid, _getppid, _kill, _set_blocking, _fstat = os.getpid, os.getppid, os.kill, os.set_blocking, os.fstat
-_waitpid, _signalled, _signal_of, _code_of = os.waitpid, os.WIFSIGNALED, os.WTERMSIG, os.WEXITSTATUS
-_handler_of, _handle = signal.getsignal, signal.signal
-_cancel_watchdog = faulthandler.cancel_dump_traceback_later
 MAX_STRIKES = 5
+MAX_PAUSE_SECONDS = 1.0
 READY, AT_WORK = 1, 2
 """How far a standby has come: it can work; it was given something to do."""
 RESULT_SECONDS = 0.002
@@ -48,6 +40,23 @@ Served = tuple[Frame, list[int]]
 """A frame, and the fds that came with it."""
 SAVED_FD = 200
 """Copies of fd 1 and 2 are kept from here up, out of the way of a cell's own files."""
+
+
+@dataclass(slots=True)
+class Failures:
+    """Standbys of one checkpoint that came to nothing, one after the other."""
+
+    strikes: int = 0
+    """Those that could not even work."""
+    pause: float = 0.0
+
+    def pause_after(self, progress: int) -> float:
+        """Seconds until the next one; else they would be made and die without end."""
+        self.strikes = 0 if progress else self.strikes + 1
+        if self.strikes == MAX_STRIKES:
+            leave(EXIT_BROKEN)
+        self.pause = 0.0 if progress == AT_WORK else min(max(2 * self.pause, 0.01), MAX_PAUSE_SECONDS)
+        return self.pause
 
 
 class Worker:
@@ -62,8 +71,8 @@ class Worker:
         self._captures = [_inode(fd) for fd in self._saved]
         self._doomed = 0
         self._files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self._served = mmap.mmap(-1, 1)
-        """Shared by the whole chain: how far the newest standby has come, READY or AT_WORK."""
+        self._progress = bound.shared_memory(-1, 1)
+        """Shared with the parent: how far this standby has come."""
         self._checkpoint = 0
         """Pid of the process that this one was forked from."""
 
@@ -72,19 +81,19 @@ class Worker:
         predecessor = 0
         died: dict[str, Any] | None = None
         pending: Served | None = None
-        strikes = idle_deaths = 0
+        failures = Failures()
         while True:
-            on_child = _become_quiet()
             if self._last_cell and pending is None and died is None:
                 self._link.wait(RESULT_SECONDS)
-            self._served[0] = 0
+            on_child = _become_quiet()
             kept = Kept.now()
-            _freeze()
+            bound.freeze()
             # A cell may have ended the old checkpoint, and its pid may be another process by now.
-            doomed = predecessor if predecessor == _getppid() else 0
-            me = _getpid()
+            doomed = predecessor if predecessor == bound.getppid() else 0
+            me = bound.getpid()
             try:
-                standby = _fork()
+                progress = bound.shared_memory(-1, 1)
+                standby = bound.fork()
             except OSError as error:
                 _become_loud(on_child)
                 pending = self._work(pending, died, f"fork failed: {error.strerror}")
@@ -92,6 +101,7 @@ class Worker:
                 continue
             if standby == 0:
                 predecessor = self._checkpoint = me
+                self._progress, failures = progress, Failures()
                 kept.restore_random()
                 self._doomed = doomed
                 os.setpgid(0, 0)
@@ -100,18 +110,13 @@ class Worker:
                 died = None
                 process.prefer_as_oom_victim(OOM_SURVIVOR)
                 continue
-            predecessor = 0
+            died = _wait(standby, on_child)
+            died["begun"] = pending is not None or (progress[0] == AT_WORK and not self._link.has_frame())
             _close_all(pending)
             pending = None
-            died = _wait(standby)
             if self._link.ended():
                 leave(EXIT_CLOSED)
-            strikes = 0 if self._served[0] else strikes + 1
-            if strikes == MAX_STRIKES:
-                leave(EXIT_LINK)  # each one dies before it can work: a cell has broken the process itself
-            idle_deaths = 0 if self._served[0] == AT_WORK else idle_deaths + 1
-            if idle_deaths:
-                _sleep(min(0.005 * 2**idle_deaths, 1.0))  # else they would be made and die without end
+            bound.sleep(failures.pause_after(progress[0]))
             kept.restore_offsets()
 
     def _work(self, pending: Served | None, died: dict[str, Any] | None, no_checkpoint: str) -> Served | None:
@@ -123,15 +128,15 @@ class Worker:
             if pending is None and not no_checkpoint:
                 self._rehearse()
             self._end_old_checkpoint()
-            self._send(Kind.READY, {"pid": _getpid(), "cell": self._last_cell, "died": died})
-            self._served[0] = READY
+            self._send(Kind.READY, {"pid": bound.getpid(), "cell": self._last_cell, "died": died})
+            self._progress[0] = READY
             died = None
             if pending is None:
                 pending = self._receive()
-                alone = no_checkpoint or _getppid() != self._checkpoint
+                alone = no_checkpoint or bound.getppid() != self._checkpoint
                 if alone and _fork_blocker() == "":
                     return pending
-            self._served[0] = AT_WORK
+            self._progress[0] = AT_WORK
             self._restore_streams()
             frame, fds = pending
             changed = self._serve_one(frame, fds, no_checkpoint)
@@ -144,7 +149,7 @@ class Worker:
 
     def _serve_one(self, frame: Frame, fds: list[int], no_checkpoint: str) -> bool:
         """Whether the frame may have changed the session."""
-        me = _getpid()
+        me = bound.getpid()
         header = frame.header
         if frame.kind is Kind.FORK:
             self._send(Kind.FORKED, self._fork_session(frame, fds).header)
@@ -161,7 +166,7 @@ class Worker:
             self._tell_variables(frame)
             return False
         outcome = self._repl.run(action)
-        if _getpid() != me:
+        if bound.getpid() != me:
             leave(0)  # a child that the cell forked came back into our frames: only its maker reports
         self._last_cell = str(header["cell"])
         self._send(
@@ -186,10 +191,10 @@ class Worker:
         one forks another of us: there must not be two.
         """
         doomed, self._doomed = self._doomed, 0
-        if doomed and _getppid() != self._checkpoint:
+        if doomed and bound.getppid() != self._checkpoint:
             leave(EXIT_CLOSED)
         if doomed:
-            _kill(doomed, signal.SIGKILL)
+            bound.kill(doomed, signal.SIGKILL)
 
     def _rehearse(self) -> None:
         """Copy the pages that the next cell will write to, while the host waits for its LM.
@@ -198,11 +203,11 @@ class Worker:
         """
         process.prefer_as_oom_victim(OOM_VICTIM)
         self._restore_streams()
-        error = self._repl.rehearse().error
+        error = self._repl.rehearse()
         # About a full memory, the next cell can do something.
-        broken = error is not None and error["type"] != "MemoryError"
-        if broken or not self._carries_frames():
-            leave(EXIT_LINK)
+        is_broken = error is not None and not isinstance(error, (MemoryError, KeyboardInterrupt))
+        if is_broken or not self._carries_frames():
+            leave(EXIT_BROKEN)
 
     def _carries_frames(self) -> bool:
         frame = Frame(Kind.RESULT, {"cell": self._last_cell, "status": "ok", "variables": {}, "notices": []})
@@ -220,7 +225,7 @@ class Worker:
         self._repl.names.add_context(index, context.load(fd, kind))
 
     def _bind_names(self, body: bytes) -> None:
-        self._repl.names.bind_all(json.loads(body.decode("utf-8", "surrogatepass")))
+        self._repl.names.bind_all(bound.loads(body.decode("utf-8", "surrogatepass")))
 
     def _tell_variables(self, frame: Frame) -> None:
         answer: dict[str, Any] = {"error": None}
@@ -254,9 +259,9 @@ class Worker:
         if blocker:
             return Frame(Kind.FORKED, {"error": f"this session can't be forked now: {blocker}"})
         kept = Kept.now()
-        _freeze()
+        bound.freeze()
         try:
-            child = _fork()
+            child = bound.fork()
         except OSError as error:
             return Frame(Kind.FORKED, {"error": f"fork failed: {error.strerror}"})
         if child:
@@ -265,7 +270,7 @@ class Worker:
             kept.restore_random()
             self._become_session(frame, fds)
         finally:
-            leave(EXIT_LINK)
+            leave(EXIT_BROKEN)
 
     def _become_session(self, frame: Frame, fds: list[int]) -> NoReturn:
         header = frame.header
@@ -274,7 +279,7 @@ class Worker:
         self._link = root.enter(fds, str(header["cwd"]))
         os.close(old)
         self._queries.move(str(header["socket"]))
-        self._served = mmap.mmap(-1, 1)  # the other one is the parent's
+        self._progress = bound.shared_memory(-1, 1)  # the other one is the parent's
         for fd, saved in zip((1, 2), self._saved, strict=True):
             os.dup2(fd, saved, inheritable=False)
         self._captures = [_inode(fd) for fd in self._saved]
@@ -291,10 +296,12 @@ class Worker:
             resource.setrlimit(resource.RLIMIT_NOFILE, (min(self._files, hard), hard))
         for fd, saved in zip((1, 2), self._saved, strict=True):
             os.dup2(saved, fd)
-            _set_blocking(fd, True)
+            bound.set_blocking(fd, True)
 
     def _receive(self) -> Served:
         try:
+            self._link.await_frame()
+            self._progress[0] = AT_WORK
             return self._link.receive()
         except (LinkClosed, OSError):
             leave(EXIT_CLOSED)
@@ -305,7 +312,7 @@ class Worker:
         if not self._link.intact() or [_inode(fd) for fd in self._saved] != self._captures:
             leave(EXIT_LINK)
         try:
-            _set_blocking(self._link.fileno(), True)
+            bound.set_blocking(self._link.fileno(), True)
             self._link.send(Frame(kind, header, body))
         except OSError:
             leave(EXIT_CLOSED)
@@ -313,21 +320,25 @@ class Worker:
 
 def _become_quiet() -> Any:
     """A checkpoint only waits: no timer or signal that a cell left behind may end it, and none may keep the
-    end of its child from it. Gives the handler that a worker gets back."""
+    end of its child from it. Gives the handler of ended children, which a worker gets back."""
     for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
         signal.setitimer(timer, 0)
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     process.outlive_parent()
-    _cancel_watchdog()
-    on_child = _handler_of(signal.SIGCHLD)
-    _handle(signal.SIGCHLD, signal.SIG_DFL)
+    bound.cancel_watchdog()
+    on_child = bound.handler_of(signal.SIGCHLD)
+    bound.handle(signal.SIGCHLD, signal.SIG_DFL)
     return on_child
 
 
 def _become_loud(on_child: Any) -> None:
-    if on_child is not None:  # else C code has set it
-        _handle(signal.SIGCHLD, on_child)
+    _react_to_children(on_child)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def _react_to_children(handler: Any) -> None:
+    if handler is not None:  # else C code has set it
+        bound.handle(signal.SIGCHLD, handler)
 
 
 def _fork_blocker() -> str:
@@ -342,13 +353,14 @@ def _close_all(served: Served | None) -> None:
             os.close(fd)
 
 
-def _wait(pid: int) -> dict[str, Any]:
-    """How a standby died."""
-    status = _waitpid(pid, 0)[1]
-    if _signalled(status):
-        return {"signal": _signal_of(status)}
-    code = _code_of(status)
-    return {"exit": code, "link": code == EXIT_LINK}
+def _wait(pid: int, on_child: Any) -> dict[str, Any]:
+    """How a standby died; then the session's own handler of ended children is back."""
+    status = bound.waitpid(pid, 0)[1]
+    _react_to_children(on_child)
+    if bound.was_signalled(status):
+        return {"signal": bound.signal_of(status)}
+    code = bound.code_of(status)
+    return {"exit": code, "link": code == EXIT_LINK, "broken": code == EXIT_BROKEN}
 
 
 def _high_copy(fd: int) -> int:
@@ -358,7 +370,7 @@ def _high_copy(fd: int) -> int:
 def _inode(fd: int) -> int:
     """Of what is open under this number: another one, or 0, once a cell has closed or replaced it."""
     try:
-        return _fstat(fd).st_ino
+        return bound.fstat(fd).st_ino
     except OSError:
         return 0
 

@@ -2,13 +2,11 @@
 
 import contextlib
 import os
-import random
 import stat
 from dataclasses import dataclass
 from typing import Any
 
-# Bound now: a cell may put anything in the place of a module's functions.
-_getstate, _setstate = random.getstate, random.setstate
+from rlm_agent import bound
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,11 +18,11 @@ class Kept:
 
     @classmethod
     def now(cls) -> "Kept":
-        return cls(_getstate(), _file_offsets())
+        return cls(bound.get_random_state(), _file_offsets())
 
     def restore_random(self) -> None:
         """The standard library reseeds `random` in every forked child, which would undo a cell's seed()."""
-        _setstate(self.random_state)
+        bound.set_random_state(self.random_state)
 
     def restore_offsets(self) -> None:
         """Parent and child share the offset of an open file: a dead cell's reads have moved it."""

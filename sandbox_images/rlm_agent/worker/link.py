@@ -1,22 +1,21 @@
 """The worker's end of a framed socket: blocking, and sure that the fd is still its own."""
 
-import array
 import os
 import select
 import socket
 from collections.abc import Sequence
 from typing import NoReturn
 
-from rlm_agent.frames import PACKET_BYTES, PREFIX, Frame, PacketBuffer, packets, parse, parse_prefix
+from rlm_agent import bound
+from rlm_agent.frames import FIRST, PACKET_BYTES, PREFIX, Frame, PacketBuffer, packets, parse, parse_prefix
 
-# Bound now: a cell may put anything in the place of a module's functions.
-_exit, _new_array, _socketpair = os._exit, array.array, socket.socketpair
-_FDS_SPACE = socket.CMSG_SPACE(4 * array.array("i").itemsize)
-_new_poll, _INPUT, _HANGUP = select.poll, select.POLLIN, select.POLLHUP
+_INPUT, _HANGUP = select.POLLIN, select.POLLHUP
 EXIT_CLOSED = 90
 """Exit code of a worker whose agent is gone."""
 EXIT_LINK = 91
-"""Exit code of a worker whose cell closed or replaced the link to the agent."""
+"""Exit code of a worker whose cell closed or replaced the link to the agent, or what its output goes to."""
+EXIT_BROKEN = 92
+"""Exit code of a worker in which no cell can run."""
 
 
 class LinkClosed(Exception):
@@ -34,7 +33,7 @@ class Link:
     def intact(self) -> bool:
         """False when a cell closed the fd, or closed it and opened something else under its number."""
         try:
-            return os.fstat(self._socket.fileno()).st_ino == self._inode
+            return bound.fstat(self._socket.fileno()).st_ino == self._inode
         except OSError:
             return False
 
@@ -47,7 +46,7 @@ class Link:
         self._poll(_INPUT, int(seconds * 1000))
 
     def _poll(self, events: int, milliseconds: int) -> bool:
-        poll = _new_poll()
+        poll = bound.new_poll()
         try:
             poll.register(self._socket.fileno(), events)
             return bool(poll.poll(milliseconds))
@@ -100,12 +99,23 @@ class PacketLink(Link):
 
     @classmethod
     def pair(cls) -> tuple["PacketLink", "PacketLink"]:
-        one, other = _socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        one, other = bound.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         return cls(one), cls(other)
 
     def send(self, frame: Frame) -> None:
         for packet in packets(frame.encode()):
             self._socket.sendall(packet)
+
+    def await_frame(self) -> None:
+        """Until one comes, or the other end is gone; it is still to be received."""
+        self._socket.recv(1, socket.MSG_PEEK)
+
+    def has_frame(self) -> bool:
+        """Whether one has come of which nothing has been received."""
+        try:
+            return self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == FIRST
+        except OSError:
+            return False
 
     def receive(self) -> tuple[Frame, list[int]]:
         buffer, fds = PacketBuffer(), []
@@ -119,8 +129,8 @@ class PacketLink(Link):
 
 def _receive_with_fds(sock: socket.socket, size: int) -> tuple[bytes, list[int]]:
     """Raises LinkClosed at the end of the stream."""
-    fds = _new_array("i")
-    data, ancillary, _, _ = sock.recvmsg(size, _FDS_SPACE)
+    fds = bound.new_array("i")
+    data, ancillary, _, _ = sock.recvmsg(size, bound.FDS_SPACE)
     if not data:
         raise LinkClosed
     for level, kind, payload in ancillary:
@@ -131,4 +141,4 @@ def _receive_with_fds(sock: socket.socket, size: int) -> tuple[bytes, list[int]]
 
 def leave(code: int) -> NoReturn:
     """End this process without running anything that a cell registered to run at exit."""
-    _exit(code)
+    bound.exit_now(code)

@@ -3,8 +3,6 @@
 import ast
 import builtins
 import contextlib
-import ctypes
-import gc
 import io
 import linecache
 import os
@@ -14,20 +12,22 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import ModuleType, TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
+from rlm_agent import bound
 from rlm_agent.worker import variables
 from rlm_agent.worker.names import Names
 from rlm_agent.worker.query import Queries
 
 TEXT_CHARS = 16 << 10
 """Longest traceback or message that a result carries."""
-# Bound now: a cell may put anything in the place of a module's functions.
-_flush_c = ctypes.CDLL(None).fflush
-_collect, _unfreeze, _handle = gc.collect, gc.unfreeze, signal.signal
-_open, _read, _close, _PAGE = os.open, os.read, os.close, os.sysconf("SC_PAGESIZE")
+_PAGE = os.sysconf("SC_PAGESIZE")
 GROWN_BYTES = 16 << 20
-"""By so much, and a quarter, a process grows before all of it is searched for garbage."""
+"""By so much, and to twice its size, a process grows before all of it is searched for garbage: that takes a
+second for each 500 MB of small objects, and memory of its own for those that the checkpoint shares."""
+REHEARSAL = "(lambda: (lambda: (lambda: (lambda: [str(n) for n in range(3)])())())())()\nNone"
+"""Deeper than a cell that does nothing."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +49,14 @@ class Repl:
         self.namespace["__builtins__"] = builtins
         self.names = Names(self.namespace, queries)
         self._cells = 0
-        self._resident = _resident()
-        """After the last collection of all that there is."""
+        self._bytes_when_collected = _resident_bytes()
+        """At the last collection of all that there is."""
         self._stdout, self._stderr = _open_stream(1), _open_stream(2)
 
-    def run(self, action: Callable[[], None], *, rehearsal: bool = False) -> Outcome:
+    def run(self, action: Callable[[], None]) -> Outcome:
         """Do something that may run the user's code, with SIGINT raising KeyboardInterrupt in it."""
         try:
-            return _interruptible(lambda: self._attempt(action, rehearsal=rehearsal))
+            return _interruptible(lambda: self._attempt(action))
         except BaseException as error:
             # An interrupt, or a __str__ of the user's, came while the outcome was being put together.
             described = _describe(error)
@@ -79,38 +79,65 @@ class Repl:
             echo = compile(ast.Interactive([last]), filename, "single", dont_inherit=True)
             exec(echo, namespace)
 
-    def rehearse(self) -> Outcome:
-        """Do what every cell does, on nothing.
+    def rehearse(self) -> BaseException | None:
+        """Do what every cell does, on nothing; gives what was raised.
 
         A forked process copies each memory page at its first write; this makes it copy those that a
         cell needs before there is a cell (measured: 0.9 ms less in each).
         """
-        names: dict[str, Any] = {"__builtins__": builtins}
-        code = "rehearsal = [str(n) for n in range(3)]\nNone"
-        return self.run(lambda: self._execute(code, "<rehearsal>", names), rehearsal=True)
+        try:
+            _interruptible(self._rehearse)
+        except BaseException as error:
+            return error
+        return None
 
-    def _attempt(self, action: Callable[[], None], *, rehearsal: bool) -> Outcome:
+    def _rehearse(self) -> None:
+        names: dict[str, Any] = {"__builtins__": builtins}
+        error = self._try(lambda: self._execute(REHEARSAL, "<rehearsal>", names))
+        if error is not None:
+            raise error
+        self.names.restore()
+        self._types()
+        bound.collect()
+
+    def _attempt(self, action: Callable[[], None]) -> Outcome:
+        status, described = "ok", None
+        raised = self._try(action)
+        if raised is not None:
+            status, described = _status_of(raised), _describe(raised)
+            raised.__traceback__ = None
+            self._stderr.write(described["traceback"])
+            self._flush()
+        del raised  # and what it holds, before garbage is collected
+        notices = self.names.restore()
+        ready, answer = self.names.final_answer()
+        types = self._types()
+        # Here and not later: it may run a __del__ of the user's, which must happen within the cell.
+        self._collect_garbage()
+        return Outcome(status, described, ready, answer, notices, types)
+
+    def _try(self, action: Callable[[], None]) -> BaseException | None:
         self._prepare()
-        status, error = "ok", None
         try:
             action()
         except BaseException as raised:
-            status, error = _status_of(raised), _describe(raised)
-            raised.__traceback__ = None
-            self._stderr.write(error["traceback"])
-        self._flush()
-        notices = self.names.restore()
-        ready, answer = (False, "") if rehearsal else self.names.final_answer()
+            return raised
+        finally:
+            self._flush()
+        return None
+
+    def _types(self) -> dict[str, str]:
         found = variables.visible(self.namespace, self.names.reserved)
-        types = {name: variables.type_name(value) for name, value in found.items()}
-        # Here and not later: it may run a __del__ of the user's, which must happen within the cell.
-        if not rehearsal and _resident() > self._resident * 5 // 4 + GROWN_BYTES:
-            _unfreeze()  # by each fork: what earlier cells left would never be looked at again
-            _collect()
-            self._resident = _resident()
-        else:
-            _collect()
-        return Outcome(status, error, ready, answer, notices, types)
+        return {name: variables.type_name(value) for name, value in found.items()}
+
+    def _collect_garbage(self) -> None:
+        """Of this cell; of all cells, which each fork has frozen, once they have grown."""
+        if _resident_bytes() <= 2 * self._bytes_when_collected + GROWN_BYTES:
+            bound.collect()
+            return
+        bound.unfreeze()
+        bound.collect()
+        self._bytes_when_collected = _resident_bytes()
 
     def _prepare(self) -> None:
         if self._stdout.closed:
@@ -127,19 +154,19 @@ class Repl:
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 stream.flush()
         # C code in the cell has buffers of its own, which a fork would double.
-        _flush_c(None)
+        bound.flush_c(None)
 
 
-def _resident() -> int:
+def _resident_bytes() -> int:
     """Bytes of memory of this process; 0 where the kernel does not tell."""
     try:
-        file = _open("/proc/self/statm", os.O_RDONLY)
+        file = bound.open_file("/proc/self/statm", os.O_RDONLY)
     except OSError:
         return 0
     try:
-        return int(_read(file, 200).split()[1]) * _PAGE
+        return int(bound.read_file(file, 200).split()[1]) * _PAGE
     finally:
-        _close(file)
+        bound.close_file(file)
 
 
 def _open_stream(fd: int) -> io.TextIOWrapper:
@@ -148,15 +175,15 @@ def _open_stream(fd: int) -> io.TextIOWrapper:
     )
 
 
-def _interruptible(body: Callable[[], Outcome]) -> Outcome:
+def _interruptible(body: Callable[[], T]) -> T:
     """SIGINT means KeyboardInterrupt in body, and nothing outside of it."""
     try:
-        _handle(signal.SIGINT, signal.default_int_handler)
+        bound.handle(signal.SIGINT, signal.default_int_handler)
         return body()
     finally:
         while True:
             try:
-                _handle(signal.SIGINT, signal.SIG_IGN)
+                bound.handle(signal.SIGINT, signal.SIG_IGN)
                 break
             except KeyboardInterrupt:
                 continue

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from rlm_agent.worker import process
-from rlm_agent.worker.link import EXIT_LINK, PacketLink, leave
+from rlm_agent.worker.link import EXIT_BROKEN, PacketLink, leave
 
 
 def enter(fds: list[int], cwd: str) -> PacketLink:
@@ -41,7 +41,7 @@ def run(link: PacketLink, serve: Callable[[], NoReturn]) -> NoReturn:
         try:
             serve()
         finally:
-            leave(EXIT_LINK)
+            leave(EXIT_BROKEN)
     link.close()
     for fd in (1, 2):
         os.close(fd)

@@ -1,0 +1,34 @@
+"""What a worker needs of the standard library between two cells, bound before there is any.
+
+A cell can put anything in the place of a module's functions, mostly a mock that it forgets to take back. With
+these names that costs nothing. Whatever else every cell needs is tried after each one (the rehearsal), and a
+cell that has broken it is rolled back.
+"""
+
+import array
+import ctypes
+import faulthandler
+import gc
+import json
+import mmap
+import os
+import random
+import select
+import signal
+import socket
+import time
+
+dumps, loads = json.dumps, json.loads
+fork, waitpid, exit_now = os.fork, os.waitpid, os._exit
+was_signalled, signal_of, code_of = os.WIFSIGNALED, os.WTERMSIG, os.WEXITSTATUS
+getpid, getppid, kill, sleep = os.getpid, os.getppid, os.kill, time.sleep
+fstat, set_blocking = os.fstat, os.set_blocking
+open_file, read_file, close_file = os.open, os.read, os.close
+handler_of, handle = signal.getsignal, signal.signal
+cancel_watchdog = faulthandler.cancel_dump_traceback_later
+collect, freeze, unfreeze = gc.collect, gc.freeze, gc.unfreeze
+get_random_state, set_random_state = random.getstate, random.setstate
+shared_memory = mmap.mmap
+new_array, new_poll, socketpair = array.array, select.poll, socket.socketpair
+FDS_SPACE = socket.CMSG_SPACE(4 * array.array("i").itemsize)
+flush_c = ctypes.CDLL(None).fflush
