@@ -21,6 +21,7 @@ NAMES = {
     "metadata.example": ["169.254.169.254"],
     "half.example": [PUBLIC, "10.0.0.1"],
     "six.example": ["64:ff9b::a9fe:a9fe"],
+    "many.example": [f"93.184.{n}.1" for n in range(200)],
 }
 ALLOWED = Allowlist.parse([*(name for name in NAMES if "wild" not in name), "*.wild.example", "gone.example"])
 
@@ -131,6 +132,7 @@ async def test_only_the_public_addresses_of_a_name_are_dialled(proxy: Running) -
         (connect_to("evil.example/good.example:443"), "is no host"),
         (connect_to("good.example%2eevil.example:443"), "is no host"),
         (connect_to("good.example\t.evil.example:443"), "not a request"),
+        (connect_to("a." + 3_000 * "a" + "!"), "is too long for a host"),
         (connect_to("169.254.169.254:443"), "169.254.169.254:443 is not in"),
         (connect_to("2852039166:443"), "is no host"),
         (connect_to("0xa9fea9fe:443"), "is no host"),
@@ -180,6 +182,10 @@ async def test_what_is_not_in_the_list_is_denied_and_never_dialled(
             "does not begin with TLS",
         ),
         (b"\x16\x03\x01\x00\x04\x02\x00\x00\x00", "no ClientHello"),
+        (
+            b"".join(b"\x16\x03\x01\x00\x01" + bytes([byte]) for byte in hello("good.example")[5:]),
+            "in too many records",
+        ),
         (hello("good.example").replace(b"good.example", b"good.ex\xe4mple"), "not ASCII"),
         (twice(hello("good.example"), "evil.example"), "more than one server name"),
     ],
@@ -198,3 +204,24 @@ async def test_a_name_without_an_address_and_a_server_that_is_not_there_are_told
     proxy._server = 1
     assert (await sent(proxy, connect_to("good.example:443"))).startswith(b"HTTP/1.1 502")
     assert not proxy.denied
+
+
+async def test_few_addresses_of_a_name_are_tried(proxy: Running) -> None:
+    proxy._server = 1
+    assert (await sent(proxy, connect_to("many.example:443"))).startswith(b"HTTP/1.1 502")
+    assert [host for host, _ in proxy.dialled] == NAMES["many.example"][:8]
+
+
+async def test_a_hello_that_comes_byte_by_byte_is_not_read_for_ever(proxy: Running) -> None:
+    reads = 0
+
+    async def read() -> bytes:
+        nonlocal reads
+        reads += 1
+        return connect_to("good.example:443") if reads == 1 else RECORD if reads == 2 else b"\x01"
+
+    async def send(data: bytes) -> None:
+        assert data.startswith(b"HTTP/1.1 200")
+
+    await Proxy(ALLOWED, proxy.denied.append, resolve, proxy.connect).serve(read, send)
+    assert reads < 100 and "does not begin with TLS" in proxy.denied[0]

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import struct
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
@@ -107,6 +108,56 @@ async def test_the_way_out_is_there_again_after_a_broken_connection_to_the_agent
             await ended(writer)
             relay.cut()
         await gate.aclose()
+
+
+async def test_connections_that_a_cell_resets_do_not_close_the_way_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("rlm_core.egress.gate.MAX_BROKEN", 3)
+    async with serving(answer) as server, gate_to(server) as (_, gate, proxy):
+        for _ in range(100):
+            with socket.create_connection(("127.0.0.1", proxy)) as sock:
+                sock.sendall(connect_to(f"127.0.0.1:{server}"))
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            await asyncio.sleep(0)
+        async with asyncio.timeout(20):
+            while not await fetched(proxy, server):  # noqa: ASYNC110 - until those before it are taken
+                await asyncio.sleep(0.05)
+        assert not gate._accepting.done()
+
+
+async def fetched(proxy: int, server: int) -> bool:
+    with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+        reader, writer = await tunnel(proxy, server)
+        writer.write(b"\r\n\r\n")
+        try:
+            return await reader.read(-1) == ANSWER
+        finally:
+            await ended(writer)
+    return False
+
+
+async def test_a_slow_look_up_keeps_its_place_when_nobody_waits_for_it_any_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun: list[str] = []
+    answers = asyncio.Event()
+
+    async def slow(host: str, port: int) -> list[str]:
+        begun.append(host)
+        await answers.wait()
+        return []
+
+    monkeypatch.setattr("rlm_core.egress.gate.look_up", slow)
+    async with gate_to(1) as (_, gate, _proxy):
+        for host in "abcd":
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await gate._look_up(host, 443)
+        assert begun == ["a", "b"]
+        answers.set()
+        async with asyncio.timeout(10):
+            assert await gate._look_up("e", 443) == []
 
 
 async def test_closing_the_gate_closes_what_is_open() -> None:

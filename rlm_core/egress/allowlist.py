@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 HTTPS_PORT = 443
 MAX_PORT = 65_535
+MAX_CHARS = 300
+"""Of a host and its port; a name has 253 at most (RFC 1035 §2.3.4)."""
 PARTS = re.compile(r"(?:\[(?P<ipv6>[0-9a-f:.]+)\]|(?P<host>[^:\[\]]+))(?::(?P<port>[1-9][0-9]{0,4}))?")
 NAME = re.compile(r"(?:[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?\.)+[a-z0-9-]*[a-z][a-z0-9-]*")
 """The last label is no number: what ends in one is an IPv4 address (WHATWG URL)."""
@@ -46,6 +48,8 @@ class Target:
         Raises:
             ValueError: it is none of them.
         """
+        if len(text) > MAX_CHARS:
+            raise ValueError(f"{text[:50]!r}… is too long for a host")
         parts = PARTS.fullmatch(text.lower()) if text.isascii() else None
         port = HTTPS_PORT if parts is None else int(parts["port"] or HTTPS_PORT)
         if parts is None or port > MAX_PORT:

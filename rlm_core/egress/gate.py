@@ -37,6 +37,10 @@ MAX_BROKEN = 1_000
 """Connections whose agent does not keep to the protocol, after which nothing more is taken from it."""
 
 
+class BrokenProtocol(Exception):
+    """Of the agent's doing: no cell can bring it about."""
+
+
 Dial: TypeAlias = Callable[[Sequence[tuple[str, int]]], grpc.aio.Channel]
 """Gives a channel with these options."""
 
@@ -66,8 +70,16 @@ class Gate:
         await self._channel.close()
 
     async def _look_up(self, host: str, port: int) -> list[str]:
-        async with self._lookups:
-            return await look_up(host, port)
+        """One that nobody waits for any more goes on in its thread, and keeps its place until that ends."""
+        await self._lookups.acquire()
+        looking = asyncio.ensure_future(look_up(host, port))
+        looking.add_done_callback(self._looked_up)
+        return await asyncio.shield(looking)
+
+    def _looked_up(self, looking: "asyncio.Future[list[str]]") -> None:
+        self._lookups.release()
+        if not looking.cancelled():
+            looking.exception()  # looked at, even where nobody waits for it
 
     async def _accept_all(self) -> None:
         delay = AGAIN_SECONDS[0]
@@ -98,7 +110,7 @@ class Gate:
         self._serving.discard(task)
         self._places.release()
         if not task.cancelled() and (error := task.exception()):
-            self._broken += 1
+            self._broken += isinstance(error, BrokenProtocol)
             log.debug("a connection of the sandbox was broken: %s", told(repr(error)))
 
     async def _serve(self, stream: Any) -> None:
@@ -140,7 +152,7 @@ class Incoming:
         if not isinstance(response, pb.AcceptResponse):
             return b""
         if not response.data:
-            raise ValueError("an empty message of the agent")
+            raise BrokenProtocol("an empty message of the agent")
         return response.data
 
     async def close(self) -> None:

@@ -8,6 +8,8 @@ import struct
 RECORD = struct.Struct("!BHH")
 HANDSHAKE, CLIENT_HELLO = 22, 1
 MAX_RECORD = 16 << 10
+MAX_RECORDS = 16
+"""That one ClientHello comes in."""
 SERVER_NAME, HOST_NAME = 0, 0
 
 
@@ -22,15 +24,16 @@ def server_name(data: bytes) -> str | None:
         NotTLS: it is no ClientHello, or has more than one name.
     """
     message = bytearray()
-    start = 0
+    start = records = 0
     while len(data) - start >= RECORD.size:
         kind, version, size = RECORD.unpack_from(data, start)
         if kind != HANDSHAKE or version >> 8 != 3 or not 0 < size <= MAX_RECORD:
             raise NotTLS("no TLS handshake")
         message += data[start + RECORD.size : start + RECORD.size + size]
         start += RECORD.size + size
-        if message[0] != CLIENT_HELLO:
-            raise NotTLS("no ClientHello")
+        records += 1
+        if message[:1] not in (b"", bytes([CLIENT_HELLO])) or records > MAX_RECORDS:
+            raise NotTLS("no ClientHello, or one in too many records")
         if len(message) >= 4 and len(message) - 4 >= int.from_bytes(message[1:4]):
             return _name_of(_Reader(bytes(message[4 : 4 + int.from_bytes(message[1:4])])))
     if data[:1] not in (b"", bytes([HANDSHAKE])):

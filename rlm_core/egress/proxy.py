@@ -22,6 +22,10 @@ from rlm_core.tasks import finish_first
 HEAD_BYTES = 8 << 10
 HELLO_BYTES = 64 << 10
 """Of the first TLS message, which some clients send in several records."""
+HELLO_READS = 64
+"""Each of them looks at all that has come."""
+MAX_ADDRESSES = 8
+"""Of a name, that are tried."""
 HEAD_SECONDS = 10.0
 CONNECT_SECONDS = 5.0
 """For each address of a name."""
@@ -118,7 +122,7 @@ class Proxy:
         public = [each for each in found if is_public(ip_address(each))]
         if found and not public:
             raise Denied(f"{target.host} is at {found[0]}, which is not a public address")
-        return await self._connect(public, target.port)
+        return await self._connect(public[:MAX_ADDRESSES], target.port)
 
     async def _connect(self, addresses: list[str], port: int) -> Streams:
         """Raises OSError: of the last address that was tried."""
@@ -171,9 +175,11 @@ async def _hello(target: Target, data: bytes, read: Read) -> bytes:
     """
     try:
         async with asyncio.timeout(HEAD_SECONDS):
+            reads = 0
             while (name := server_name(data)) is None:
                 more = await read()
-                if not more or len(data) > HELLO_BYTES:
+                reads += 1
+                if not more or len(data) > HELLO_BYTES or reads > HELLO_READS:
                     raise Denied(f"{target.host}: the connection does not begin with TLS")
                 data += more
     except NotTLS as error:
