@@ -23,11 +23,14 @@ from pydantic_core import ErrorDetails
 from rlm_core import requirements
 from rlm_core.egress.allowlist import Allowlist
 from rlm_core.errors import ConfigError, MissingExtra, PolicyNotEnforceable, in_one_line
+from rlm_core.text import without_surrogates
 
 GROUP = "rlm.environments"
 DISTRIBUTION = "rlm-sandbox"
 EXIT_SECONDS = 20.0
 """For all sandboxes that are left to be ended when the interpreter exits."""
+MAX_ENV = 32 << 10
+"""Characters of all names and values."""
 HELD_EVERYWHERE = frozenset({"cell_timeout", "interrupt_grace", "output_bytes", "env", "files"})
 """Fields of SandboxSpec that session and agent hold, wherever they run."""
 OF_THE_ORIGINAL = frozenset({"daytona", "e2b", "ipython"})
@@ -63,6 +66,24 @@ def _image(value: str | None) -> str | None:
     return value
 
 
+def _env(value: Mapping[str, str]) -> Mapping[str, str]:
+    for name, text in value.items():
+        if not name or "=" in name or "\0" in name + text:
+            raise ValueError(f"{name!r} and its value can't be in an environment")
+        if without_surrogates(name + text) != name + text:
+            raise ValueError(f"{name!r} or its value is no UTF-8")
+    if sum(len(name) + len(text) for name, text in value.items()) > MAX_ENV:
+        raise ValueError(f"more than {MAX_ENV:,} characters")
+    return value
+
+
+def _files(value: Mapping[str, Path] | None) -> Mapping[str, Path] | None:
+    for name in value or ():
+        if without_surrogates(name) != name:
+            raise ValueError(f"{name!r} is no UTF-8")
+    return value
+
+
 def _requirements(value: tuple[str, ...] | None) -> tuple[str, ...] | None:
     return None if value is None else requirements.checked(value)
 
@@ -87,8 +108,8 @@ class SandboxSpec(BaseModel):
     """Seconds between the interrupt and the kill of a cell whose time is up."""
     output_bytes: ByteSize = Field(default=ByteSize(128 << 10), gt=0, le=1 << 20)
     """Kept from the head of each of a cell's stdout and stderr, and as much from the tail."""
-    env: Mapping[str, str] = Field(default_factory=dict)
-    files: Mapping[str, Path] | None = None
+    env: Annotated[Mapping[str, str], AfterValidator(_env)] = Field(default_factory=dict)
+    files: Annotated[Mapping[str, Path] | None, AfterValidator(_files)] = None
     """Files of the host, by their path in each session's working folder."""
     image: Annotated[str | None, AfterValidator(_image)] = None
     """`minimal` or `data` (numpy, pandas, scipy), or the base to build on; `debian` needs no registry."""

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
+import stat
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -172,7 +173,10 @@ class Session:
             ConfigError: it can't be read, or its name is not within the folder.
         """
         try:
-            size = await asyncio.to_thread(lambda: path.stat().st_size)
+            status = await asyncio.to_thread(path.stat)
+            if not stat.S_ISREG(status.st_mode):
+                raise ConfigError(f"files: {name}: not a regular file: {path}")
+            size = status.st_size
             file = await asyncio.to_thread(path.open, "rb")
         except OSError as error:
             raise ConfigError(f"files: {name}: {error.strerror}: {path}") from None

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import getpass
-import io
 import os
 import random
 import signal
@@ -11,7 +10,6 @@ import socket
 import ssl
 import subprocess
 import sys
-import tarfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -19,8 +17,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 import trustme
-from rlm_environments import bundle
-from rlm_environments.containers import base, image, profile
+from rlm_environments.containers import profile
 from rlm_environments.containers.engine import Engine, _is_mended
 from rlm_environments.docker import DockerEnvironment, DockerSandbox
 
@@ -282,58 +279,6 @@ def test_an_engine_that_we_may_not_use_is_one_clear_line(
         )
         Path(path).unlink()
     assert done.stdout.startswith("EngineError no permission to use the engine at"), done
-
-
-async def test_an_image_that_can_not_be_pulled_says_what_else_there_is() -> None:
-    engine = Engine.connect()
-    with pytest.raises(EngineError, match="--base debian"):
-        image.build(engine, image.recipe("127.0.0.1:9/nothing:1", ()), print)
-
-
-@pytest.mark.parametrize(
-    "file, line, said",
-    [
-        (
-            "/usr/lib/python3/dist-packages/hog.pth",
-            "import os; os.memory = b'x' * (1 << 29)",
-            "took more than",
-        ),
-        ("/usr/lib/python3.11/compileall.py", "memory = b'x' * (1 << 29)", "could not be built"),
-        (
-            "/usr/lib/python3.11/compileall.py",
-            "import time\nwhile True: print('on and on', flush=True); time.sleep(0.1)",
-            "not built within 10 s: .*on and on",
-        ),
-    ],
-    ids=["memory when it is looked at", "memory in the build", "time in the build"],
-)
-def test_what_a_base_takes_has_a_limit(
-    file: str, line: str, said: str, engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(image, "BUILD_MEMORY", 256 << 20)
-    monkeypatch.setattr(image, "BUILD_SECONDS", 10)
-    name = "rlm-test-hog:1"
-    dockerfile = f"FROM {base.debian_reference()}\nUSER root\nCOPY hog {file}\n"
-    context = io.BytesIO()
-    with tarfile.open(fileobj=context, mode="w") as tar:
-        for path, text in (("Dockerfile", dockerfile), ("hog", line + "\n")):
-            entry = tarfile.TarInfo(path)
-            entry.size = len(text)
-            tar.addfile(entry, io.BytesIO(text.encode()))
-    list(engine.api.build(fileobj=io.BytesIO(context.getvalue()), custom_context=True, tag=name))
-    try:
-        with pytest.raises(EngineError, match=said):
-            image.build(engine, image.recipe(name, ()), print)
-    finally:
-        engine.api.remove_image(name, force=True)
-
-
-def test_a_stale_image_is_never_used(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    current = image.find(engine, None, ())
-    assert current is not None
-    sources = bundle.sources()
-    monkeypatch.setattr(image, "sources", lambda: sources[1:])
-    assert image.find(engine, None, ()) is None
 
 
 @pytest.mark.parametrize(

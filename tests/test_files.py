@@ -1,13 +1,14 @@
 """Files of the host in a session's working folder."""
 
 import asyncio
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rlm_agent.rpc.v1 import agent_pb2 as pb
 
-from rlm_core.environment import Sandbox, make_environment
+from rlm_core.environment import Sandbox, make_environment, parse_spec
 from rlm_core.errors import ConfigError
 from rlm_core.session import Session
 from tests.conftest import SPEC, echo
@@ -38,6 +39,32 @@ async def test_a_path_that_leaves_the_folder_is_refused(sandbox: Sandbox, path: 
         with pytest.raises(ConfigError, match="within the working folder"):
             await session.put_file(path, tmp_path / "f")
         assert (await session.execute("print(1)")).stdout == "1\n"
+
+
+@pytest.mark.parametrize("path", ["fifo", "/dev/zero", "."])
+async def test_only_regular_files_are_copied(sandbox: Sandbox, path: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    async with Session(sandbox, SPEC, echo) as session, asyncio.timeout(10):
+        with pytest.raises(ConfigError, match="files: x: not a regular file"):
+            await session.put_file("x", tmp_path / path)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"env": {"": "x"}},
+        {"env": {"A=B": "x"}},
+        {"env": {"A": "\0"}},
+        {"env": {"A": "\ud800"}},
+        {"env": {"A": "x" * 40_000}},
+        {"files": {"\ud800": "/etc/hostname"}},
+    ],
+    ids=lambda wrong: ascii(wrong)[:30],
+)
+def test_what_can_not_be_in_a_sandbox_is_a_clear_error(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(wrong))) as caught:
+        parse_spec(wrong)
+    assert str(caught.value).encode() and "\n" not in str(caught.value)
 
 
 async def test_a_refusal_is_never_taken_for_a_lost_sandbox(sandbox: Sandbox, tmp_path: Path) -> None:

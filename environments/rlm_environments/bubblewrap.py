@@ -38,6 +38,8 @@ HOSTNAME = "sandbox"
 SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin")
 SYSTEM_FILES = ("/etc/ld.so.cache", "/etc/alternatives", "/etc/localtime", "/etc/mime.types")
 TRY_SECONDS = 10
+AS_A_USER = ("--unshare-all", "--unshare-user")
+"""The first one tries user namespaces only, and without them no further ones can be forbidden."""
 
 
 class BubblewrapEnvironment(LocalEnvironment):
@@ -112,7 +114,7 @@ def _command(calls: Path, disk: int) -> list[str]:
         ]
         command += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", "--cap-add", "CAP_KILL"]
     else:
-        command += ["--unshare-all", "--disable-userns"]
+        command += [*AS_A_USER, "--disable-userns"]
     for path in map(Path, SYSTEM):
         if path.is_symlink():
             command += ["--symlink", str(path.readlink()), str(path)]
@@ -182,7 +184,7 @@ def _program() -> str:
 @cache
 def _check_machine() -> None:
     """Try it once: user namespaces may be forbidden here."""
-    isolated = ["--unshare-net", "--unshare-pid"] if os.geteuid() == 0 else ["--unshare-all"]
+    isolated = ["--unshare-net", "--unshare-pid"] if os.geteuid() == 0 else [*AS_A_USER, "--disable-userns"]
     command = [_program(), *isolated, "--ro-bind", "/", "/", "--proc", "/proc", "true"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=TRY_SECONDS)
     if done.returncode:

@@ -28,6 +28,7 @@ LOOK = "import json, os, sys; print(json.dumps([sys.version_info[:2], sys.execut
 LIBRARIES = "opt/rlm/lib"
 """Of the agent, by their hashes; cells have another folder."""
 VENV = "opt/venv"
+MAX_PATH = 500
 WHEELS = ("--only-binary=:all:", "--no-compile")
 """Nothing of a package that an index has is run before it is in the sandbox; addresses are refused
 (rlm_core/requirements.py). An index of one's own may have packages that need one by its address."""
@@ -55,11 +56,11 @@ class Python:
         """Of what LOOK has printed; None when that is something else."""
         try:
             (major, minor), executable, machine = json.loads(output)
-            if not str(executable).startswith("/"):
-                return None  # it does not know itself where it is
-            return cls((int(major), int(minor)), str(executable), str(machine))
-        except (ValueError, TypeError):
+            python = cls((int(major), int(minor)), str(executable), str(machine))
+        except (ValueError, TypeError, OverflowError, RecursionError):
             return None
+        path = python.executable  # empty where it does not know itself where it is
+        return python if path.startswith("/") and path.isprintable() and len(path) < MAX_PATH else None
 
 
 def agent_folder() -> Path:

@@ -200,7 +200,8 @@ class DockerSandbox(ByteStreamSandbox):
             "process_space": self._asked.process_space,
         }
         greeting = await self.configure(self._stream.transport, config)
-        if greeting.get("shared") == self.id:
+        # In gVisor, every session can see the name of a file that another one is given.
+        if greeting.get("shared") == self.id and not self._asked.is_gvisor:
             self.shared_folder = self.link.folder / "context"
         return greeting
 

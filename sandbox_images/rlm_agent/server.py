@@ -309,7 +309,7 @@ async def _send_waiting(outbox: asyncio.Queue[Outgoing], context: Context) -> No
 async def _receive(requests: AsyncIterator[Any], path: Path, size: int) -> None:
     received = 0
     try:
-        with path.open("wb") as file:
+        with os.fdopen(_new_private(path), "wb") as file:
             async for request in requests:
                 received += len(request.chunk)
                 if len(request.chunk) > limits.MAX_CHUNK or received > size:
@@ -320,6 +320,11 @@ async def _receive(requests: AsyncIterator[Any], path: Path, size: int) -> None:
         raise errors.Invalid(f"the sandbox can't store it ({why}); its disk may be too small") from None
     if received != size:
         raise errors.Invalid(f"the stream ended after {received:,} of {size:,} bytes")
+
+
+def _new_private(path: Path) -> int:
+    """In gVisor, other users can open what a process has open, if the file's own mode lets them."""
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
 
 
 def _session_config(request: pb.OpenSessionRequest, config: AgentConfig) -> SessionConfig:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import requests.exceptions
 from docker.types import LogConfig
 
 from rlm_core.errors import EngineError
-from rlm_core.text import one_line
+from rlm_core.text import one_line, printable
 from rlm_environments.bundle import LOOK, Python
 from rlm_environments.containers.engine import LABEL, Engine, said_by
 from rlm_environments.containers.progress import Say
@@ -56,6 +57,8 @@ class Base:
     """An image with a Python, as it is in the engine."""
 
     reference: str
+    id: str
+    """What the reference meant: a tag may be moved."""
     python: Python
 
 
@@ -68,16 +71,37 @@ def ensure_base(engine: Engine, name: str, say: Say) -> Base:
     reference = _debian(engine, say) if name == DEBIAN else name
     if not has_image(engine, reference):
         _pull(engine, reference, say)
-    return Base(reference, _look(engine, reference))
+    with engine.errors():
+        found: Any = engine.api.inspect_image(reference)  # type: ignore[no-untyped-call]
+    _refuse_ways_out(reference, found["Config"] or {})
+    return Base(reference, str(found["Id"]), _look(engine, reference))
+
+
+def image_id(engine: Engine, reference: str) -> str | None:
+    """What a name means now; None where the engine has no such image."""
+    with engine.errors():
+        try:
+            return str(engine.api.inspect_image(reference)["Id"])  # type: ignore[no-untyped-call]
+        except docker.errors.ImageNotFound:
+            return None
+
+
+def _refuse_ways_out(reference: str, config: Mapping[str, Any]) -> None:
+    """Raises EngineError for a base that would bring what a sandbox must not have."""
+    if config.get("Volumes"):
+        paths = ", ".join(config["Volumes"])
+        raise EngineError(
+            f"image {reference!r} has volumes ({one_line(printable(paths), 200)}): "
+            "folders of the engine's own disk, without a limit; take one without VOLUME"
+        )
+    if config.get("OnBuild"):
+        raise EngineError(
+            f"image {reference!r} has ONBUILD steps, which may reach the engine's network; take one without"
+        )
 
 
 def has_image(engine: Engine, reference: str) -> bool:
-    with engine.errors():
-        try:
-            engine.api.inspect_image(reference)  # type: ignore[no-untyped-call]
-        except docker.errors.ImageNotFound:
-            return False
-    return True
+    return image_id(engine, reference) is not None
 
 
 def _pull(engine: Engine, reference: str, say: Say) -> None:
@@ -101,6 +125,7 @@ def _look(engine: Engine, reference: str) -> Python:
     with engine.errors():
         host = engine.api.create_host_config(
             network_mode="none",
+            read_only=True,
             cap_drop=["ALL"],
             mem_limit=LOOK_MEMORY,
             pids_limit=LOOK_PIDS,
@@ -113,20 +138,21 @@ def _look(engine: Engine, reference: str) -> Python:
             engine.api.start(made)
             engine.api.wait(made, timeout=60)
             output = engine.api.logs(made, stderr=False)
-            state: Any = engine.api.inspect_container(made)["State"]
         except docker.errors.APIError as error:
             why = one_line(said_by(error), 200)
             raise EngineError(f"image {reference!r} has no python3 that starts: {why}") from None
+        else:
+            state: Any = engine.api.inspect_container(made)["State"]
         finally:
-            engine.api.remove_container(made, force=True)
+            engine.api.remove_container(made, force=True, v=True)
     found = Python.parse(output)
-    if found is None and state["OOMKilled"]:
+    if found is not None:
+        return found
+    if state["OOMKilled"]:
         raise EngineError(
             f"the python3 of image {reference!r} took more than {LOOK_MEMORY >> 20} MB to say what it is"
         )
-    if found is None:
-        raise EngineError(f"image {reference!r} has no python3 that runs")
-    return found
+    raise EngineError(f"image {reference!r} has no python3 that runs")
 
 
 def debian_reference() -> str:

@@ -3,22 +3,24 @@
 Libraries and packages are fetched by the host's pip, for the image's Python; the build itself has no network.
 """
 
+import contextlib
 import difflib
 import hashlib
 import io
 import tarfile
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import docker.errors
+import urllib3.exceptions
 
 from rlm_core import requirements
 from rlm_core.errors import ConfigError, EngineError
-from rlm_core.text import one_line
+from rlm_core.text import one_line, printable
 from rlm_environments.bundle import agent_folder, as_root, image_file, lay_out, sources
 from rlm_environments.containers.base import (
     BUILD_SECONDS,
@@ -28,11 +30,13 @@ from rlm_environments.containers.base import (
     debian_reference,
     ensure_base,
     has_image,
+    image_id,
 )
 from rlm_environments.containers.engine import LABEL, Engine
 from rlm_environments.containers.progress import Say
 
 REPOSITORY = "rlm-sandbox"
+BASE_ID = "rlm.base-id"
 MINIMAL, DATA = "minimal", "data"
 BUILD_MEMORY = 1 << 30
 """For the Python of the base, which compiles files."""
@@ -112,10 +116,19 @@ def _check_base(image: str) -> None:
 def find(engine: Engine, image: str | None, packages: Sequence[str]) -> str | None:
     """The tag of an image that is there: of the default base, or of Debian's where that was built."""
     for base in (DEFAULT, DEBIAN):
-        tag = recipe(image, packages, base).tag
-        if has_image(engine, tag):
-            return tag
+        what = recipe(image, packages, base)
+        if has_image(engine, what.tag) and _is_of_this_base(engine, what):
+            return what.tag
     return None
+
+
+def _is_of_this_base(engine: Engine, what: Recipe) -> bool:
+    """False when the base's name means another image by now; ours never do."""
+    if what.base in (DEFAULT, DEBIAN):
+        return True
+    with engine.errors():
+        labels = engine.api.inspect_image(what.tag)["Config"]["Labels"]  # type: ignore[no-untyped-call]
+    return image_id(engine, what.base) in (None, labels.get(BASE_ID))
 
 
 def usual_base(engine: Engine) -> str:
@@ -166,14 +179,14 @@ def rm(engine: Engine, tag: str) -> None:
 
 
 def _run_build(engine: Engine, what: Recipe, base: Base, root: Path) -> None:
-    labels = {LABEL: "image", **what.labels}
+    labels = {LABEL: "image", BASE_ID: base.id, **what.labels}
     context = io.BytesIO()
     with tarfile.open(fileobj=context, mode="w") as tar:
         tar.add(str(image_file("Dockerfile")), "Dockerfile", filter=as_root)
         tar.add(str(root), "rootfs", filter=as_root)
     context.seek(0)
     end = time.monotonic() + BUILD_SECONDS
-    with engine.errors():
+    with engine.errors(), _stream_errors():
         steps: Any = engine.api.build(
             fileobj=context,
             custom_context=True,
@@ -185,11 +198,26 @@ def _run_build(engine: Engine, what: Recipe, base: Base, root: Path) -> None:
             rm=True,
             forcerm=True,
             decode=True,
+            timeout=BUILD_SECONDS,  # without a word
         )
         said = ""
         for step in steps:
             said = (said + str(step.get("stream", "")))[-SAID_CHARS:]
-            if time.monotonic() > end:  # one that says nothing is ended by the engine's own timeout
-                raise EngineError(f"the image was not built within {BUILD_SECONDS} s: {one_line(said, 400)}")
+            if time.monotonic() > end:
+                raise EngineError(
+                    f"the image was not built within {BUILD_SECONDS} s: {one_line(printable(said), 400)}"
+                )
             if "error" in step:
-                raise EngineError(f"the image could not be built: {one_line(str(step['error']) + said, 800)}")
+                why = one_line(printable(str(step["error"]) + said), 800)
+                raise EngineError(f"the image could not be built: {why}")
+
+
+@contextlib.contextmanager
+def _stream_errors() -> Iterator[None]:
+    """Of a response that is read as it comes, which the SDK passes on as they are."""
+    try:
+        yield
+    except urllib3.exceptions.ReadTimeoutError:
+        raise EngineError(f"the image was not built: the engine said nothing for {BUILD_SECONDS} s") from None
+    except urllib3.exceptions.HTTPError as error:
+        raise EngineError(f"the engine broke off the build: {one_line(printable(str(error)), 400)}") from None

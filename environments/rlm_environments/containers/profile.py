@@ -179,6 +179,7 @@ def container(
         "Hostname": HOSTNAME,
         "Env": [],
         "Labels": labels,
+        "Healthcheck": {"Test": ["NONE"]},  # the base's would run as root, beside the cells
         "OpenStdin": True,
         "StdinOnce": False,
         "AttachStdin": True,

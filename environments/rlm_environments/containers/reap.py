@@ -22,7 +22,7 @@ def main() -> None:
         with engine.errors():
             left = engine.api.containers(all=True, filters={"label": f"rlm.host={host}", "status": "created"})
             for each in left:
-                engine.api.remove_container(each["Id"], force=True)
+                engine.api.remove_container(each["Id"], force=True, v=True)
 
 
 if __name__ == "__main__":
