@@ -12,6 +12,7 @@ from rlm_agent.rpc.envelope import (
     HEADER,
     LINK_ID_BYTES,
     MAGIC,
+    MAX_IDLE,
     MAX_PAYLOAD,
     WINDOW,
     Arrived,
@@ -304,3 +305,25 @@ def test_a_stream_of_damaged_frames_is_given_up() -> None:
     with pytest.raises(EnvelopeError, match="damaged"):
         for _ in range(20):
             envelope.feed(damaged * 100)
+
+
+@pytest.mark.parametrize("what", ["beats", "magic"])
+def test_a_stream_of_frames_without_anything_in_them_is_given_up(what: str) -> None:
+    host, agent = pair()
+    agent.beat()
+    one = agent.take(1) if what == "beats" else HEADER.pack(MAGIC, Kind.DATA, 0, 0, MAX_PAYLOAD + 1, 0)
+    for _ in range(3):
+        host.feed(one * (MAX_IDLE - 10))
+        host.regular_beat()
+    with pytest.raises(EnvelopeError, match="without anything in them"):
+        host.feed(one * (MAX_IDLE + 10))
+
+
+def test_acknowledgements_are_something(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlm_agent.rpc.envelope.MAX_IDLE", 10)
+    host, agent = pair()
+    for _ in range(30):
+        host.send(Kind.DATA, 1, b"x")
+        agent.feed(host.take(1))
+        agent.beat()
+        host.feed(agent.take(1))

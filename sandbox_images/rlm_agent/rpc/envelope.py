@@ -36,6 +36,9 @@ ACK_BYTES = WINDOW // 8
 """Received bytes after which a BEAT is due, whatever the time."""
 MAX_DAMAGED = 1_000
 """Frames in the life of a link: each costs a checksum of up to 64 KiB, and its sender only a few bytes."""
+MAX_IDLE = 100_000
+"""Frames that bring nothing and acknowledge nothing, and places without a frame, between two regular beats:
+each takes this end some 10 µs."""
 MAX_CONTROL = 8
 """Control frames that wait for the stream to take them; more would repeat these."""
 
@@ -80,6 +83,7 @@ class Envelope:
         self._pending = bytearray()
         self._past: set[bytes] = set()
         self._damaged = 0
+        self._idle = 0
         self._waiting = False
         """Whether no frame has come to its end since the last beat."""
         self.held = False
@@ -129,6 +133,11 @@ class Envelope:
         if self.link_id is not None:
             self._say(Kind.BEAT, _NUMBER.pack(self._cursor))
 
+    def regular_beat(self) -> None:
+        """A beat that time has brought, and not what arrived."""
+        self._idle = 0
+        self.beat()
+
     def take(self, size: int) -> bytes:
         """The bytes to be written next, about `size` of them; empty when there is nothing to write."""
         chunks, self._control = self._control, []
@@ -167,8 +176,12 @@ class Envelope:
                     events.append(Arrived(kind, stream, payload))
                 elif number > self._expected:
                     self._ask()
-            elif self._take_control(kind, number, payload):
-                events = [Restarted()]
+            else:
+                left = len(self._unacknowledged)
+                if self._take_control(kind, number, payload):
+                    events = [Restarted()]
+                if len(self._unacknowledged) == left:
+                    self._count_idle()
         if not self.held and self._received_bytes >= ACK_BYTES:
             self.beat()
         return events
@@ -192,10 +205,16 @@ class Envelope:
                     self._damaged += 1
                     if self._damaged > MAX_DAMAGED:
                         raise EnvelopeError("more damaged frames than a stream has by accident")
+                self._count_idle()
                 start = _next_magic(pending, start + 1)
                 self._ask()
         finally:
             del pending[:start]
+
+    def _count_idle(self) -> None:
+        self._idle += 1
+        if self._idle > MAX_IDLE:
+            raise EnvelopeError("more frames without anything in them than a stream needs")
 
     def _skip(self) -> None:
         """The rest of this frame is lost: what came after it was taken for it."""

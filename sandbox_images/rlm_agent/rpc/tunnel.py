@@ -78,7 +78,7 @@ class Tunnel:
 
     async def _beat(self, lease: float) -> None:
         while True:
-            self._envelope.beat()
+            self._envelope.regular_beat()
             self._pump()
             await asyncio.sleep(lease / BEATS_PER_LEASE)
             if self._on_silence is not None and time.monotonic() - self.heard_at > lease:

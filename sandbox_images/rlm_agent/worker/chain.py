@@ -49,14 +49,12 @@ class Failures:
     strikes: int = 0
     """Those that could not even work."""
     pause: float = 0.0
+    """Seconds until the next one is made; else they would be made and die without end."""
 
-    def pause_after(self, progress: int) -> float:
-        """Seconds until the next one; else they would be made and die without end."""
+    def count(self, progress: int) -> None:
+        """One more, which had come so far."""
         self.strikes = 0 if progress else self.strikes + 1
-        if self.strikes == MAX_STRIKES:
-            leave(EXIT_BROKEN)
         self.pause = 0.0 if progress == AT_WORK else min(max(2 * self.pause, 0.01), MAX_PAUSE_SECONDS)
-        return self.pause
 
 
 class Worker:
@@ -83,9 +81,9 @@ class Worker:
         pending: Served | None = None
         failures = Failures()
         while True:
+            on_child = _become_quiet()
             if self._last_cell and pending is None and died is None:
                 self._link.wait(RESULT_SECONDS)
-            on_child = _become_quiet()
             kept = Kept.now()
             bound.freeze()
             # A cell may have ended the old checkpoint, and its pid may be another process by now.
@@ -116,7 +114,10 @@ class Worker:
             pending = None
             if self._link.ended():
                 leave(EXIT_CLOSED)
-            bound.sleep(failures.pause_after(progress[0]))
+            failures.count(progress[0])
+            if failures.strikes == MAX_STRIKES:
+                leave(EXIT_BROKEN)
+            bound.sleep(failures.pause)
             kept.restore_offsets()
 
     def _work(self, pending: Served | None, died: dict[str, Any] | None, no_checkpoint: str) -> Served | None:
