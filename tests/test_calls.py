@@ -3,6 +3,7 @@
 import asyncio
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rlm_agent import limits as agent_limits
@@ -274,7 +275,7 @@ async def test_calls_wait_in_one_connection_and_else_in_their_sockets(
     monkeypatch.setattr(agent_limits, "MAX_PENDING_CALLS", 4)
     taken: asyncio.Queue[str] = asyncio.Queue()
 
-    def up(message: object) -> None:
+    def up(message: Any) -> None:
         if callable(message):
             taken.put_nowait(message().call.call_id)
 
