@@ -276,7 +276,7 @@ async def test_calls_wait_in_one_connection_and_else_in_their_sockets(
     taken: asyncio.Queue[str] = asyncio.Queue()
 
     def up(message: Any) -> None:
-        if callable(message):
+        if not isinstance(message, pb.AgentMessage):
             taken.put_nowait(message().call.call_id)
 
     calls = Calls(up)
