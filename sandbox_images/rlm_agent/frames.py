@@ -7,13 +7,15 @@ Calls and supervision use byte streams. The link to a worker uses packets, becau
 in the middle of a frame: the next process starts with a packet that says so, and both ends stay in step.
 """
 
+import json
 import struct
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
-from rlm_agent import bound, limits
+from rlm_agent import limits
 
+_dumps, _loads = json.dumps, json.loads  # bound now, for the worker: see worker/bound.py
 PREFIX = struct.Struct("!BII")
 
 
@@ -54,7 +56,7 @@ class Frame:
     body: bytes = b""
 
     def encode(self) -> bytes:
-        text = bound.dumps(self.header, ensure_ascii=False, separators=(",", ":"))
+        text = _dumps(self.header, ensure_ascii=False, separators=(",", ":"))
         header = text.encode("utf-8", "surrogatepass")
         return PREFIX.pack(self.kind, len(header), len(self.body)) + header + self.body
 
@@ -78,7 +80,7 @@ def parse_prefix(prefix: bytes, max_header: int = limits.MAX_FRAME_HEADER) -> tu
 def parse(kind: Kind, header: bytes, body: bytes) -> Frame:
     """Raises FrameError when the header is not a JSON object."""
     try:
-        fields = bound.loads(header.decode("utf-8", "surrogatepass")) if header else {}
+        fields = _loads(header.decode("utf-8", "surrogatepass")) if header else {}
     except (ValueError, RecursionError) as error:
         raise FrameError(f"malformed frame header: {type(error).__name__}") from None
     if not isinstance(fields, dict):

@@ -20,9 +20,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from rlm_agent import bound
 from rlm_agent.frames import Frame, FrameError, Kind
-from rlm_agent.worker import context, process, root, variables
+from rlm_agent.worker import bound, context, process, root, variables
 from rlm_agent.worker.kept import Kept
 from rlm_agent.worker.link import EXIT_BROKEN, EXIT_CLOSED, EXIT_LINK, LinkClosed, PacketLink, leave
 from rlm_agent.worker.query import SOCKET_VARIABLE, Queries

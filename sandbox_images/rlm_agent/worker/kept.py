@@ -6,7 +6,7 @@ import stat
 from dataclasses import dataclass
 from typing import Any
 
-from rlm_agent import bound
+from rlm_agent.worker import bound
 
 
 @dataclass(frozen=True, slots=True)

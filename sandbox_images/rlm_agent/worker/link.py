@@ -6,8 +6,8 @@ import socket
 from collections.abc import Sequence
 from typing import NoReturn
 
-from rlm_agent import bound
 from rlm_agent.frames import FIRST, PACKET_BYTES, PREFIX, Frame, PacketBuffer, packets, parse, parse_prefix
+from rlm_agent.worker import bound
 
 _INPUT, _HANGUP = select.POLLIN, select.POLLHUP
 EXIT_CLOSED = 90

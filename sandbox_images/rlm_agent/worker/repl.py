@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from types import ModuleType, TracebackType
 from typing import Any, TypeVar
 
-from rlm_agent import bound
-from rlm_agent.worker import variables
+from rlm_agent.worker import bound, variables
 from rlm_agent.worker.names import Names
 from rlm_agent.worker.query import Queries
 
