@@ -34,7 +34,10 @@ def somebodys(engine: Engine, lines: str, files: Mapping[str, str] | None = None
             dockerfile += f"COPY file{number} {path}\n"
             add(tar, f"file{number}", text)
         add(tar, "Dockerfile", dockerfile)
-    list(engine.api.build(fileobj=io.BytesIO(context.getvalue()), custom_context=True, tag=NAME))
+    build = engine.api.build(
+        fileobj=io.BytesIO(context.getvalue()), custom_context=True, tag=NAME, rm=True, forcerm=True
+    )
+    list(build)
     try:
         yield NAME
     finally:
