@@ -303,3 +303,25 @@ async def test_one_death_at_any_moment_loses_no_variable_and_is_told(sandbox: Sa
                 assert int(now.stdout) == v + (not result.rolled_back), (v, result, now)
             assert v - 1 <= int(now.stdout) <= v + 1, (v, result, now)
             v = int(now.stdout)
+
+
+GONE = """
+import os
+from rlm_agent.worker import bound
+def kill(pid, number):
+    tries = len(os.listdir("."))
+    open(str(tries), "w").close()
+    if tries == 1:
+        os._exit(7)
+    raise ProcessLookupError
+bound.kill = kill
+"""
+
+
+async def test_a_cells_death_is_told_by_whoever_can(session: Session) -> None:
+    """The old checkpoint has gone when a standby is to end it; and the next standby dies before it says a word."""
+    await session.execute("kept = 42")
+    assert (await session.execute(GONE)).status == "ok"
+    result = await session.execute("kept = 0; os._exit(1)", timeout=10)
+    assert result.rolled_back and "exit code 1" in str(result.rollback)
+    assert (await session.execute("print(kept)")).stdout == "42\n"

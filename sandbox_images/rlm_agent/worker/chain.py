@@ -107,8 +107,12 @@ class Worker:
                 died = None
                 process.prefer_as_oom_victim(OOM_SURVIVOR)
                 continue
-            died = _wait(standby, on_child)
-            died["begun"] = pending is not None or (progress[0] == AT_WORK and not self._link.has_frame())
+            untold, died = died, _wait(standby, on_child)
+            died["begun"] = pending is not None or progress[0] == AT_WORK
+            if untold is not None and progress[0] == 0:
+                died = untold  # of a cell, it may be: the host still waits for that
+            # Whatever was begun was received, and nothing is sent until its end was told.
+            died["begun"] = died["begun"] and (pending is not None or not self._link.has_frame())
             _close_all(pending)
             pending = None
             if self._link.ended():
@@ -194,7 +198,10 @@ class Worker:
         if doomed and bound.getppid() != self._checkpoint:
             leave(EXIT_CLOSED)
         if doomed:
-            bound.kill(doomed, signal.SIGKILL)
+            try:
+                bound.kill(doomed, signal.SIGKILL)
+            except ProcessLookupError:  # one before this one has ended it, and died
+                pass
 
     def _rehearse(self) -> None:
         """Copy the pages that the next cell will write to, while the host waits for its LM.
