@@ -13,7 +13,7 @@ import tempfile
 import threading
 from pathlib import Path
 
-from rlm_core.transport.unix import private_folder
+from rlm_core.transport.unix import free_name
 
 SCRIPT = 'read -r _ || exec "$@"'
 """Told to go, it goes; left alone, it cleans up."""
@@ -27,7 +27,7 @@ class Janitor:
 
     def __init__(self, command: list[str]) -> None:
         self.pid = os.getpid()
-        self.folder = private_folder()
+        self.folder = free_name()
         shell = shutil.which("sh")
         self._waiting: subprocess.Popen[bytes] | None = None
         if shell is not None:
@@ -38,6 +38,7 @@ class Janitor:
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,  # what ends our terminal must not end it
             )
+        self.folder.mkdir(mode=0o700)  # once somebody is there to remove it
         atexit.register(self._dismiss)
 
     @classmethod

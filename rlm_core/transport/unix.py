@@ -1,6 +1,7 @@
 """A gRPC channel over a unix socket in a private folder."""
 
 import os
+import secrets
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +28,14 @@ def unix_channel(path: Path, options: Sequence[tuple[str, int]] = ()) -> grpc.ai
 
 def private_folder() -> Path:
     """A new folder, 0700, with a path that leaves room for sockets: the kernel takes 107 bytes."""
+    folder = free_name()
+    folder.mkdir(mode=0o700)  # not one that somebody has put there
+    return folder
+
+
+def free_name() -> Path:
+    """Of a private folder that is still to be made."""
     base = tempfile.gettempdir()
     if len(os.fsencode(base)) > MAX_BASE_BYTES:
         base = "/tmp"
-    return Path(tempfile.mkdtemp(prefix="rlm-", dir=base))
+    return Path(base, f"rlm-{secrets.token_hex(4)}")
