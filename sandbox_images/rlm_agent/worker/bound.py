@@ -32,3 +32,5 @@ shared_memory = mmap.mmap
 new_array, new_poll, socketpair = array.array, select.poll, socket.socketpair
 FDS_SPACE = socket.CMSG_SPACE(4 * array.array("i").itemsize)
 flush_c = ctypes.CDLL(None).fflush
+give_back = getattr(ctypes.CDLL(None), "malloc_trim", int)
+"""Memory that is free to the kernel; not every C library has it."""

@@ -198,7 +198,7 @@ class Worker:
         if doomed and bound.getppid() != self._checkpoint:
             leave(EXIT_CLOSED)
         if doomed:
-            try:
+            try:  # noqa: SIM105 - with nothing of a module that a cell may have changed
                 bound.kill(doomed, signal.SIGKILL)
             except ProcessLookupError:  # one before this one has ended it, and died
                 pass

@@ -136,6 +136,7 @@ class Repl:
             return
         bound.unfreeze()
         bound.collect()
+        bound.give_back(0)  # else it counts as grown, and garbage would be let grow to twice that
         self._bytes_when_collected = _resident_bytes()
 
     def _prepare(self) -> None:
