@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -280,9 +281,10 @@ async def test_calls_wait_in_one_connection_and_else_in_their_sockets(
             taken.put_nowait(message().call.call_id)
 
     calls = Calls(up)
-    calls.user = os.getuid()
     calls.begin_cell(Cell("c", "", 1_000))
-    await calls.listen(tmp_path / "socket")
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "socket"))
+    await calls.listen(listener)
     callers = [await asyncio.open_unix_connection(tmp_path / "socket") for _ in range(5)]
     for number, (_, writer) in enumerate(callers):
         several = range(number * 7, number * 7 + 7)

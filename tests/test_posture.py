@@ -57,6 +57,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("set_user_id", ["/usr/bin/su"], "set-user-id"),
     ("status", None, "capabilities"),
     ("devices", 7, "devices"),
+    ("syscalls.unshare_user", "ok", "namespaces of its own"),
     ("syscalls", {}, "not tried"),
     ("sockets", [], "not tried"),
     ("memory", True, "memory is limited"),
@@ -122,6 +123,14 @@ def test_a_machine_of_a_provider_may_have_an_interface_and_reach_nobody() -> Non
     for whom in (["1.1.1.1"], None, "nobody"):
         with pytest.raises(PolicyNotEnforceable, match="there is a network"):
             posture.check({"posture": {**found, "reached": whom}}, asked)
+
+
+@pytest.mark.parametrize("outcome", ["ok", None])
+def test_namespaces_are_forbidden_on_a_kernel_of_its_own_too(outcome: str | None) -> None:
+    asked = dataclasses.replace(ASKED, own_kernel=True)
+    posture.check({"posture": {**GOOD, "syscalls": {"ptrace": "ok", "unshare_user": "EPERM"}}}, asked)
+    with pytest.raises(PolicyNotEnforceable, match="namespaces of its own"):
+        posture.check({"posture": {**GOOD, "syscalls": {"unshare_user": outcome}}}, asked)
 
 
 def test_whom_a_process_can_reach_is_found_out_by_trying() -> None:

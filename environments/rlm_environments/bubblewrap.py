@@ -83,10 +83,11 @@ class BubblewrapEnvironment(LocalEnvironment):
         return {
             **super()._config(folder),
             "work": "/tmp",
+            "calls": "/tmp/.calls",
             "lifetime": self.spec.lifetime or 0.0,
             "processes": self.spec.pids or PIDS,
             "supervisor": [
-                *_command(folder / "calls", self.spec.disk or DISK),
+                *_command(self.spec.disk or DISK),
                 sys.executable,
                 "-I",
                 "-m",
@@ -100,7 +101,7 @@ class BubblewrapEnvironment(LocalEnvironment):
         posture.check(greeting, posture.Expected(HOSTNAME))
 
 
-def _command(calls: Path, disk: int) -> list[str]:
+def _command(disk: int) -> list[str]:
     """bwrap's arguments, in the order in which the mounts are made."""
     command = [_program(), "--die-with-parent", "--new-session", "--cap-drop", "ALL", "--hostname", HOSTNAME]
     if os.geteuid() == 0:
@@ -123,7 +124,7 @@ def _command(calls: Path, disk: int) -> list[str]:
     command += ["--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys"]
     command += ["--dev", "/dev", "--perms", "1777", "--size", str(SHARED_MEMORY), "--tmpfs", "/dev/shm"]
     command += ["--remount-ro", "/dev", "--perms", "1777", "--size", str(disk), "--tmpfs", "/tmp"]
-    for shown in map(Path, (*SYSTEM_FILES, *_python(), str(calls))):
+    for shown in map(Path, (*SYSTEM_FILES, *_python())):
         if shown.exists() and not shown.is_relative_to("/usr"):
             for parent in reversed(shown.parents[:-1]):
                 command += ["--perms", "0755", "--dir", str(parent)]

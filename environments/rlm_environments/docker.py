@@ -189,7 +189,7 @@ class DockerSandbox(ByteStreamSandbox):
         config = {
             "folder": f"{profile.RUN_FOLDER}/agent",
             "incoming": "/tmp/.incoming",
-            "calls": f"{profile.RUN_FOLDER}/calls",
+            "calls": "/tmp/.calls",
             "work": "/tmp",
             "shared": profile.CONTEXT_FOLDER,
             "proxy_port": profile.PROXY_PORT if self._asked.allowlist is not None else 0,

@@ -74,7 +74,7 @@ def config(
     return {
         "folder": f"{RUN_FOLDER}/agent",
         "incoming": "/tmp/.incoming",
-        "calls": f"{RUN_FOLDER}/calls",
+        "calls": "/tmp/.calls",
         "work": "/tmp",
         "port": port,
         "probe_outside": spec.network != "full",

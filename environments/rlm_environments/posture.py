@@ -74,19 +74,11 @@ def check(greeting: Mapping[str, Any], asked: Expected) -> None:
 
 def _problems(found: Mapping[str, Any], asked: Expected) -> Iterator[str]:
     status = _mapping(found, "status")
-    for name in ("CapInh", "CapPrm", "CapEff"):
-        if status.get(name) not in NO_CAPABILITIES:
-            yield f"a cell has capabilities ({name} {status.get(name)})"
-    if str(status.get("Uid", "0")).split()[0] == "0":
-        yield "a cell is root"
+    yield from _privileges(found, status)
     if found.get("root_file") not in ("EROFS", "EACCES"):
         yield f"the root file system can be written to ({found.get('root_file')})"
     if found.get("writable"):
         yield f"a cell may write to {found.get('writable')}"
-    if found.get("set_user_id"):
-        yield f"the image has set-user-id files: {found.get('set_user_id')}"
-    if status.get("NoNewPrivs") != "1":
-        yield "a program may get new privileges"
     if asked.hostname is not None and found.get("hostname") != asked.hostname:
         yield "the host's name is visible"
     if not asked.network and asked.own_network and found.get("reached") != []:
@@ -95,6 +87,21 @@ def _problems(found: Mapping[str, Any], asked: Expected) -> Iterator[str]:
         yield f"there is a network: {found.get('interfaces')}"
     if not asked.own_kernel:
         yield from _kernel_problems(found, status, asked)
+
+
+def _privileges(found: Mapping[str, Any], status: Mapping[str, Any]) -> Iterator[str]:
+    """What a cell has, or may get."""
+    for name in ("CapInh", "CapPrm", "CapEff"):
+        if status.get(name) not in NO_CAPABILITIES:
+            yield f"a cell has capabilities ({name} {status.get(name)})"
+    if str(status.get("Uid", "0")).split()[0] == "0":
+        yield "a cell is root"
+    if found.get("set_user_id"):
+        yield f"the image has set-user-id files: {found.get('set_user_id')}"
+    if status.get("NoNewPrivs") != "1":
+        yield "a program may get new privileges"
+    if (outcome := _mapping(found, "syscalls").get("unshare_user")) not in REFUSED:
+        yield f"a cell may make namespaces of its own ({outcome})"
 
 
 def _kernel_problems(found: Mapping[str, Any], status: Mapping[str, Any], asked: Expected) -> Iterator[str]:

@@ -10,14 +10,12 @@ import socket
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 from rlm_agent import limits
 from rlm_agent.cell import Cell
 from rlm_agent.frames import Frame, FrameBuffer, FrameError, Kind
 from rlm_agent.rpc.v1 import agent_pb2 as pb
-from rlm_agent.sender import peer_of
 
 Deferred = Callable[[], pb.AgentMessage | None]
 KINDS = {"llm": pb.CALL_KIND_LLM, "rlm": pb.CALL_KIND_RLM, "tool": pb.CALL_KIND_TOOL}
@@ -45,13 +43,11 @@ class Calls:
         self._server: asyncio.Server | None = None
         self._minted = 0
         self.cell: Cell | None = None
-        self.user: int | None = -1
-        """Who may call: the user that the session's worker runs as; None where the kernel can't tell."""
 
-    async def listen(self, path: Path) -> None:
+    async def listen(self, sock: socket.socket) -> None:
+        """On a socket that has its name already; only the session's own user can connect to that."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_unix_server(lambda: Connection(self), str(path))
-        path.chmod(0o666)  # noqa: ASYNC240 - for the session's own user, looked at when it connects
+        self._server = await loop.create_unix_server(lambda: Connection(self), sock=sock)
 
     async def close(self) -> None:
         if self._server is not None:
@@ -181,9 +177,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        user = self._calls.user
-        stranger = user is not None and peer_of(transport.get_extra_info("socket")).user != user
-        if stranger or not self._calls.add(self):
+        if not self._calls.add(self):
             self._transport.abort()
         elif self._calls.is_full():
             self.pause()

@@ -19,7 +19,7 @@ class AgentConfig:
     folder: str
     """Private to the agent, and removed when it ends; it listens there on `agent.sock`."""
     calls: str
-    """Where the sockets are that cells call out on."""
+    """Where the sockets are that cells call out on, as they see it."""
     work: str
     """Where sessions have their working folders, as they see it."""
     incoming: str = ""

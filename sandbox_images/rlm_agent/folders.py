@@ -13,7 +13,7 @@ NOTE_BYTES = 64
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """The working folder of a session, which its first process makes, and the socket that its cells call."""
+    """As a session sees them: its working folder, which its first process makes, and the socket it calls."""
 
     cwd: Path
     socket: Path
@@ -26,7 +26,7 @@ class Folders:
     incoming: Path
     """Contexts that are being streamed in; the agent's own too."""
     calls: Path
-    """Sockets of sessions. Others may pass, and not look around."""
+    """Sockets of sessions: a path as sessions see it, which the supervisor makes."""
     work: Path
     """Where each session's own user makes its working folder: a path as sessions see it."""
     shared: Path | None
@@ -36,10 +36,10 @@ class Folders:
     def make(cls, config: AgentConfig) -> "Folders":
         private, calls, work = Path(config.folder), Path(config.calls), Path(config.work)
         incoming = Path(config.incoming or private / "incoming")
-        for folder, mode in ((private, 0o700), (incoming, 0o700), (calls, 0o711)):
+        for folder in (private, incoming):
             folder.mkdir(exist_ok=True)
             with contextlib.suppress(PermissionError):  # made for us by the environment
-                folder.chmod(mode)
+                folder.chmod(0o700)
         return cls(private, incoming, calls, work, Path(config.shared) if config.shared else None)
 
     def shared_note(self) -> str:

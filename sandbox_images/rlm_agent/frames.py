@@ -42,7 +42,8 @@ class Kind(IntEnum):
     RESUME = 33
     END = 34
     PROBE = 35
-    DONE = 36
+    NAME = 36
+    DONE = 37
 
 
 class FrameError(Exception):

@@ -36,9 +36,3 @@ def receive_with_sender(sock: socket.socket, size: int) -> tuple[bytes, Sender]:
             for fd in fds:
                 os.close(fd)
     return data, sender
-
-
-def peer_of(sock: socket.socket) -> Sender:
-    """Who connected a stream socket."""
-    pid, user, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-    return Sender(pid, user)

@@ -25,10 +25,10 @@ from rlm_agent.rpc.v1 import agent_pb2 as pb
 from rlm_agent.sender import NOBODY, Sender, receive_with_sender
 from rlm_agent.supervision import ProcessLimits, Supervision, SupervisorGone
 from rlm_agent.watch import Watch
+from rlm_agent.worker.query import SOCKET_VARIABLE
 
 MAX_PID = 1 << 22
 """The kernel's own limit."""
-SOCKET_VARIABLE = "RLM_SESSION_SOCKET"
 Outgoing: TypeAlias = "pb.AgentMessage | Exception | Callable[[], pb.AgentMessage | None]"
 Up = Callable[[Outgoing], None]
 
@@ -93,13 +93,10 @@ class Session:
 
     async def start(self) -> None:
         """Spawn an empty worker."""
-        await self._listen()
+        self._hear()
         env = {**self.config.env, SOCKET_VARIABLE: str(self._places.socket)}
-        self.calls.user = await self._supervision.spawn(
-            self.id, self._places.cwd, env, self.config.limits, self._worker_fds()
-        )
-        self._close_worker_fds()
-        await self._first_ready()
+        await self._supervision.spawn(self.id, self._places.cwd, env, self.config.limits, self._worker_fds())
+        await self._begin()
 
     @property
     def contexts(self) -> int:
@@ -112,7 +109,7 @@ class Session:
         Raises:
             Invalid: it can't be forked now, and why.
         """
-        await new._listen()
+        new._hear()
         header: dict[str, Any] = {"cwd": str(new._places.cwd), "socket": str(new._places.socket)}
         if call_id:
             try:
@@ -126,10 +123,9 @@ class Session:
             answer = ended.header
         if answer.get("error"):
             raise Invalid(str(answer["error"]))
-        new.calls.user, new._inherited_contexts = self.calls.user, self.contexts
+        new._inherited_contexts = self.contexts
         await self._supervision.adopt(new.id, self.id, int(answer["pid"]), new._places.cwd)
-        new._close_worker_fds()
-        await new._first_ready()
+        await new._begin()
 
     async def close(self) -> None:
         """End every process of the session; safe to repeat."""
@@ -137,15 +133,14 @@ class Session:
             return
         self._closed = True
         self._lose("the session was closed")
-        await self.calls.close()
         if self._tasks:
             await asyncio.wait(self._tasks)  # that of a running cell, and the one that ends its processes
+        await self.calls.close()
         for pipe in (self._stdout, self._stderr):
             self._loop.remove_reader(pipe.fd)
             pipe.close()
         self._link.close()
         self._close_worker_fds()
-        self._places.socket.unlink(missing_ok=True)
 
     # -- what the host asks
 
@@ -414,11 +409,30 @@ class Session:
 
     # -- plumbing
 
-    async def _listen(self) -> None:
-        await self.calls.listen(self._places.socket)
+    def _hear(self) -> None:
         self._loop.add_reader(self._link, self._on_link)
         for pipe in (self._stdout, self._stderr):
             self._loop.add_reader(pipe.fd, self._on_output, pipe)
+
+    async def _begin(self) -> None:
+        """Once its processes are known to the supervisor: take calls, and wait for a worker.
+
+        Raises:
+            SessionGone: none comes up.
+        """
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            await self._supervision.name(self.id, self._places.socket, sock)
+            await self.calls.listen(sock)
+        except BaseException:
+            sock.close()
+            raise
+        self._close_worker_fds()
+        try:
+            async with asyncio.timeout(limits.READY_SECONDS):
+                await self._wait_ready()
+        except TimeoutError:
+            raise SessionGone("the worker did not start") from None
 
     def _worker_fds(self) -> list[int]:
         return [self._worker_link.fileno(), self._worker_stdout, self._worker_stderr]
@@ -436,14 +450,6 @@ class Session:
             await self._ready.wait()
         if self.lost is not None:
             raise SessionGone(self.lost)
-
-    async def _first_ready(self) -> None:
-        """Raises SessionGone when no worker comes up."""
-        try:
-            async with asyncio.timeout(limits.READY_SECONDS):
-                await self._wait_ready()
-        except TimeoutError:
-            raise SessionGone("the worker did not start") from None
 
     def _lose(self, detail: str) -> None:
         if self.lost is not None:

@@ -12,7 +12,6 @@ from typing import Any
 
 from rlm_agent.config import FILTER, AgentConfig
 from rlm_agent.frames import Frame, FrameBuffer, FrameError, Kind
-from rlm_agent.sender import peer_of
 
 WORKER_ENV = {
     # Huge pages make the fork of a large heap 30 times cheaper (measured; glibc ≥ 2.35).
@@ -49,8 +48,6 @@ class Supervision:
         sock.setblocking(False)
         self._socket = sock
         self._process = process
-        # gVisor says of every peer that it is ourselves; a supervisor that forked us is not.
-        self._peers_are_told = process is not None or peer_of(sock).pid != os.getpid()
         self._buffer = FrameBuffer()
         self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._next_id = 0
@@ -79,20 +76,18 @@ class Supervision:
 
     async def spawn(
         self, session: str, cwd: Path, env: dict[str, str], limits: ProcessLimits, fds: list[int]
-    ) -> int | None:
-        """Start a session's first process; fds are its link, stdout and stderr.
-
-        Gives its user, or None where the kernel does not say truly whose a connection is.
-        """
+    ) -> None:
+        """Start a session's first process; fds are its link, stdout and stderr."""
         header = {"session": session, "cwd": str(cwd), "env": env, **asdict(limits)}
-        user = (await self._ask(Kind.SPAWN, header, fds)).get("user")
-        if not self._peers_are_told:
-            return None
-        return os.getuid() if user is None else int(user)
+        await self._ask(Kind.SPAWN, header, fds)
 
     async def adopt(self, session: str, parent: str, pid: int, cwd: Path) -> None:
         header = {"session": session, "parent": parent, "pid": pid, "cwd": str(cwd)}
         await self._ask(Kind.ADOPT, header)
+
+    async def name(self, session: str, path: Path, sock: socket.socket) -> None:
+        """Give a new socket a path, as sessions see it, that only this session's user can connect to."""
+        await self._ask(Kind.NAME, {"session": session, "path": str(path)}, [sock.fileno()])
 
     async def probe(self, *, outside: bool) -> dict[str, Any]:
         """What a process of a session is able to do here; with `outside`, whom it can reach, too."""

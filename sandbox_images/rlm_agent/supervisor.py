@@ -14,7 +14,8 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NoReturn
 
 from rlm_agent import posture, users
@@ -33,11 +34,12 @@ SHARED_FOLDERS = ("/tmp", "/dev/shm")
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A session: its first process, its user (None: our own), and its working folder."""
+    """A session: its first process, its user (None: our own), its working folder and the socket it calls."""
 
     root: int
     user: int | None
     cwd: str
+    socket: Path | None = None
 
 
 class Supervisor:
@@ -89,11 +91,13 @@ class Supervisor:
         header = frame.header
         try:
             session = str(header["session"])
-            if frame.kind is Kind.SPAWN:
-                return {"user": self._spawn(session, header, fds)}
             if frame.kind is Kind.PROBE:
                 return {"posture": self._probe(outside=bool(header.get("outside")))}
-            if frame.kind is Kind.ADOPT:
+            if frame.kind is Kind.SPAWN:
+                self._spawn(session, header, fds)
+            elif frame.kind is Kind.NAME:
+                self._name(session, Path(header["path"]), fds[0])
+            elif frame.kind is Kind.ADOPT:
                 self._adopt(session, str(header["parent"]), int(header["pid"]), str(header["cwd"]))
             elif frame.kind is Kind.SIGNAL:
                 self._signal(session, int(header["pid"]), int(header["signal"]))
@@ -105,7 +109,7 @@ class Supervisor:
             return {"error": f"{type(error).__name__}: {error}"}
         return {}
 
-    def _spawn(self, session: str, header: dict[str, Any], fds: list[int]) -> int | None:
+    def _spawn(self, session: str, header: dict[str, Any], fds: list[int]) -> None:
         user = self._users.new() if self._users else None
         cwd = str(header["cwd"])
 
@@ -120,7 +124,20 @@ class Supervisor:
             root.run(link, lambda: chain.start(link))
 
         self._sessions[session] = Known(self._fork(user, begin), user, cwd)
-        return user
+
+    def _name(self, session: str, path: Path, fd: int) -> None:
+        """Give the agent's socket a name that only the session's user can connect to: not every kernel says
+        truly who has connected (gVisor), but each holds the rights of files."""
+        known = self._known(session)
+        with contextlib.suppress(FileExistsError):
+            path.parent.mkdir()
+            path.parent.chmod(0o711)  # others may pass, and not look around
+        with socket.socket(fileno=os.dup(fd)) as sock, contextlib.ExitStack() as stack:
+            if self._users is not None and known.user is not None:
+                stack.enter_context(self._users.making_for(known.user))
+            sock.bind(str(path))
+        self._sessions[session] = replace(known, socket=path)
+        path.chmod(0o660)
 
     def _fork(self, user: int | None, begin: Callable[[], None]) -> int:
         """Do something in a new process, which is this user; its pid."""
@@ -208,6 +225,9 @@ class Supervisor:
                 remove_all_of(known.user, SHARED_FOLDERS)
             leave(0)
 
+        if known.socket is not None:
+            with contextlib.suppress(OSError):
+                known.socket.unlink()
         with contextlib.suppress(OSError):  # no process can be made at the moment: it goes with the sandbox
             helper = self._fork(known.user, remove)
             if not _ends_soon(helper):

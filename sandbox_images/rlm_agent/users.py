@@ -13,6 +13,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from rlm_agent import namespaces
+
 AGENT_USER = 64_000
 """The agent's own user, inside its container."""
 FIRST, LAST = 1 << 20, (1 << 31) - 1
@@ -47,6 +49,15 @@ class Users:
         finally:
             os.seteuid(0)
 
+    @contextlib.contextmanager
+    def making_for(self, user: int) -> Iterator[None]:
+        """Make files, for a moment, that have this user's group, in which nobody else is."""
+        os.setegid(user)
+        try:
+            yield
+        finally:
+            os.setegid(0)
+
 
 def become(user: int) -> None:
     """Be this user for good, without capabilities: the kernel takes all away but the inheritable ones, and no
@@ -55,12 +66,14 @@ def become(user: int) -> None:
     Raises:
         OSError: the kernel does not know that.
     """
-    if ctypes.CDLL(None).prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
+    libc = ctypes.CDLL(None)
+    if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
         raise OSError("a program could give a session rights: PR_SET_NO_NEW_PRIVS is refused")
+    namespaces.forbid()
     os.setgroups([])
     os.setresgid(user, user, user)
     os.setresuid(user, user, user)
-    ctypes.CDLL(None).capset(struct.pack("Ii", CAPABILITY_VERSION_3, 0), bytes(24))
+    libc.capset(struct.pack("Ii", CAPABILITY_VERSION_3, 0), bytes(24))
 
 
 def be_open_to_own_user() -> None:

@@ -36,6 +36,20 @@ print("OUTCOME", "ok" if names - {"lo"} else "none")""",
         control="",
     ),
     Case(
+        "N03b",
+        "listen to what others send over the loopback, as root of a user namespace",
+        """
+def listen():
+    attempt(syscall, 272, 0x10000000)
+    socket.socket(17, 3, 0x300)
+def listen_to_tcp():
+    attempt(syscall, 272, 0x10000000)
+    socket.socket(2, 3, 6)
+print("OUTCOME", first_ok(tried_in_child(each) for each in (listen, listen_to_tcp)))""",
+        "EPERM",
+        control='print("OUTCOME", attempt(socket.socket, 17, 3, 0x300))',
+    ),
+    Case(
         "N04, N05",
         "send a datagram, as a name lookup does",
         'print("OUTCOME", attempt(lambda: socket.socket(2, 2).sendto(b"x", ("127.0.0.1", {port}))))',
