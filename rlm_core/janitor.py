@@ -38,7 +38,11 @@ class Janitor:
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,  # what ends our terminal must not end it
             )
-        self.folder.mkdir(mode=0o700)  # once somebody is there to remove it
+        try:
+            self.folder.mkdir(mode=0o700)  # now that somebody is there to remove it
+        except OSError:
+            self._send_away()
+            raise
         atexit.register(self._dismiss)
 
     @classmethod
@@ -57,6 +61,10 @@ class Janitor:
         if self.pid != os.getpid():
             return  # a forked child's exit is not ours
         shutil.rmtree(self.folder, ignore_errors=True)
+        self._send_away()
+
+    def _send_away(self) -> None:
+        """Without cleaning up."""
         if self._waiting is not None and self._waiting.stdin is not None:
             with contextlib.suppress(OSError):
                 self._waiting.stdin.write(b"\n")

@@ -299,6 +299,38 @@ async def test_calls_wait_in_one_connection_and_else_in_their_sockets(
     await calls.close()
 
 
+@pytest.mark.parametrize("turns", [1, 2, 3])
+async def test_a_cancelled_start_leaves_nothing_that_the_next_one_trips_over(
+    tmp_path: Path, turns: int
+) -> None:
+    """The number of its socket is that of the next one's, which the loop has to listen to again."""
+
+    def named(name: str) -> socket.socket:
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(tmp_path / name))
+        return listener
+
+    calls = Calls(lambda _: None)
+    first = named("first")
+    number = first.fileno()
+    listening = asyncio.ensure_future(calls.listen(first))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    listening.cancel()
+    await asyncio.wait([listening])
+    await calls.close()
+    assert first.fileno() == -1
+    second, others = named("second"), Calls(lambda _: None)
+    assert second.fileno() == number
+    await others.listen(second)
+    reader, writer = await asyncio.open_unix_connection(tmp_path / "second")
+    writer.write(b"no frame" * 8)
+    async with asyncio.timeout(5):
+        assert await reader.read(1) == b""
+    writer.close()
+    await others.close()
+
+
 async def test_a_client_that_never_reads_its_replies_harms_nobody(session: Session) -> None:
     code = (
         RAW

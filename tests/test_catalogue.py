@@ -57,8 +57,8 @@ class Host:
             "{user_home}": str(Path.home()),
         }
 
-    def aim(self, code: str, victim: str) -> str:
-        for word, value in {**self.words, "{victim}": victim}.items():
+    def aim(self, code: str, arena: Arena | None = None) -> str:
+        for word, value in {**self.words, **(arena.words if arena else {})}.items():
             code = code.replace(word, value)
         return code
 
@@ -85,7 +85,7 @@ def arenas() -> Iterator[dict[str, Arena]]:
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.control != ""], ids=named)
 def test_unsandboxed_the_attack_succeeds(case: Case, host: Host) -> None:
-    shot = unsandboxed(host.aim(case.control or case.code, "nobody"))
+    shot = unsandboxed(host.aim(case.control or case.code))
     assert shot.outcome == "ok", shot
 
 
@@ -105,11 +105,11 @@ def test_the_sandbox_holds(environment: str, case: Case, host: Host, arenas: dic
     victims = arenas[environment]
     if environment in case.ends:
         arena = Arena(environment)
-        shot = arena.attack(case, host.aim(case.code, arena.victim_id))
+        shot = arena.attack(case, host.aim(case.code, arena))
         arena.close()
         assert shot.status in (*case.statuses, "lost"), shot
     else:
-        shot = victims.attack(case, host.aim(case.code, victims.victim_id))
+        shot = victims.attack(case, host.aim(case.code, victims))
         assert shot.status in case.statuses, shot
     assert (shot.outcome == "ok") is case.inert, shot
     assert victims.others_are_well()

@@ -325,3 +325,27 @@ async def test_a_cells_death_is_told_by_whoever_can(session: Session) -> None:
     result = await session.execute("kept = 0; os._exit(1)", timeout=10)
     assert result.rolled_back and "exit code 1" in str(result.rollback)
     assert (await session.execute("print(kept)")).stdout == "42\n"
+
+
+TOLD_TWICE = """
+import os, signal
+from rlm_agent.frames import Kind
+from rlm_agent.worker.chain import Worker
+send = Worker._send
+def _send(self, kind, header, body=b""):
+    send(self, kind, header, body)
+    if kind is Kind.READY and header["died"] and not os.path.exists("told"):
+        open("told", "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
+Worker._send = _send
+"""
+
+
+async def test_a_death_that_is_told_twice_is_not_that_of_the_next_cell(session: Session) -> None:
+    """The one who told it dies in the same moment, and the next cell comes before the next one says so."""
+    assert (await session.execute(TOLD_TWICE)).status == "ok"
+    assert (await session.execute("import os; os._exit(1)", timeout=10)).rolled_back
+    await passed(0.004)
+    result = await session.execute("kept = 5")
+    assert (result.status, result.rolled_back) == ("ok", False)
+    assert (await session.execute("print(kept)")).stdout == "5\n"

@@ -45,7 +45,7 @@ def unpack(bundle: str) -> list[str]:
 SETUP = (
     f"mkdir -p {RUN_FOLDER}",
     f"chown {AGENT_USER}:{AGENT_USER} {RUN_FOLDER}",
-    f"chmod 0711 {RUN_FOLDER}",
+    f"chmod 0700 {RUN_FOLDER}",
     "chmod 1777 /tmp",
 )
 """Shell commands for a machine in which everything of the bundle is."""

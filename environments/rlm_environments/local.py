@@ -46,7 +46,7 @@ class LocalEnvironment(Environment):
         folder = private_folder()
         sandbox: LocalSandbox | None = None
         try:
-            for name in ("calls", "home", "shared", "work"):
+            for name in ("home", "shared", "work"):
                 (folder / name).mkdir()
             process = await asyncio.create_subprocess_exec(
                 sys.executable,

@@ -73,7 +73,7 @@ class SshSandbox(CommandSandbox):
         folder = self._folder = (await self.run("mktemp -d")).strip()
         await self.run(f"cat > {folder}/b.tgz && python3 -m tarfile -e {folder}/b.tgz {folder}", packed)
         environment = ENVIRONMENT.format(path=f"{folder}/opt/rlm/agent")
-        agent = f"cd {folder} && mkdir calls work && {environment} python3 -I -c {shlex.quote(AGENT)}"
+        agent = f"cd {folder} && mkdir work && {environment} python3 -I -c {shlex.quote(AGENT)}"
         folders = {"folder": f"{folder}/agent", "calls": f"{folder}/calls", "work": f"{folder}/work"}
         config = {**folders, "lifetime": self._spec.lifetime or 0.0}
         await self.become_agent(f"{agent}; rm -rf {folder}", config)

@@ -45,9 +45,11 @@ class Calls:
         self.cell: Cell | None = None
 
     async def listen(self, sock: socket.socket) -> None:
-        """On a socket that has its name already; only the session's own user can connect to that."""
+        """On a socket that has its name already, and is ours from now on; only the session's own user can
+        connect to it. The loop does not look at the name, which may be of another view of the files."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_unix_server(lambda: Connection(self), sock=sock)
+        self._server = await loop.create_server(lambda: Connection(self), sock=sock, start_serving=False)
+        await self._server.start_serving()
 
     async def close(self) -> None:
         if self._server is not None:

@@ -19,7 +19,7 @@ class AgentConfig:
     folder: str
     """Private to the agent, and removed when it ends; it listens there on `agent.sock`."""
     calls: str
-    """Where the sockets are that cells call out on, as they see it."""
+    """Where the sockets are that cells call out on, as they see it: a folder that the supervisor may make."""
     work: str
     """Where sessions have their working folders, as they see it."""
     incoming: str = ""

@@ -77,6 +77,8 @@ class Session:
         self._rescue_tried = False
         self._watch = Watch(lambda: self._spawn_task(self._resume()), self._overdue)
         self._late_rollback = ""
+        self._last_death: object = None
+        """Pid of the worker whose end was told last: one may be told twice."""
         self._memory_kills = 0
         self._last_cell = ""
         self._timers: list[asyncio.TimerHandle] = []
@@ -353,6 +355,9 @@ class Session:
             raise FrameError("malformed READY from the worker")
         self._worker_pid, self._ready_sender = pid, sender
         self._watch.begin(sender.pid)
+        if died is not None and died.get("pid") == self._last_death:
+            died = None
+        self._last_death = died.get("pid") if died is not None else self._last_death
         running = self._running if self._running is not None and not self._running.done() else None
         death = self._death(died) if died is not None else None
         is_undone = running is not None and died is not None and died.get("begun") is True
@@ -423,10 +428,12 @@ class Session:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             await self._supervision.name(self.id, self._places.socket, sock)
-            await self.calls.listen(sock)
-        except BaseException:
+        except BaseException as error:
             sock.close()
+            if isinstance(error, OSError):
+                raise SessionGone(f"it has no way to make calls: {error}") from None
             raise
+        await self.calls.listen(sock)
         self._close_worker_fds()
         try:
             async with asyncio.timeout(limits.READY_SECONDS):

@@ -129,9 +129,8 @@ class Supervisor:
         """Give the agent's socket a name that only the session's user can connect to: not every kernel says
         truly who has connected (gVisor), but each holds the rights of files."""
         known = self._known(session)
-        with contextlib.suppress(FileExistsError):
-            path.parent.mkdir()
-            path.parent.chmod(0o711)  # others may pass, and not look around
+        path.parent.mkdir(exist_ok=True)
+        path.parent.chmod(0o711)  # others may pass, and not look around
         with socket.socket(fileno=os.dup(fd)) as sock, contextlib.ExitStack() as stack:
             if self._users is not None and known.user is not None:
                 stack.enter_context(self._users.making_for(known.user))
@@ -156,6 +155,8 @@ class Supervisor:
                 users.be_open_to_own_user()
             process.die_with_parent()
             begin()
+        except OSError as error:
+            os.write(2, f"a process of a session could not begin: {error}\n".encode())
         finally:
             leave(1)
 

@@ -54,11 +54,11 @@ class Arena:
         self.spec: SandboxSpec = self.environment.spec
         self._sandbox: Sandbox = portal().run(self.environment.start())
         self._victim = portal().run(self._open())
-        portal().run(self._victim.execute("kept = 42"))
-
-    @property
-    def victim_id(self) -> str:
-        return self._victim.id
+        told = portal().run(
+            self._victim.execute("import os\nkept = 42\nprint(os.environ['RLM_SESSION_SOCKET'])")
+        )
+        self.words = {"{victim}": self._victim.id, "{victim_socket}": told.stdout.strip()}
+        """What an attacker knows of the victim, although nobody tells it in truth."""
 
     def attack(self, case: Case, code: str) -> Shot:
         return portal().run(self._attack(case, code))

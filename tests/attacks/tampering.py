@@ -78,9 +78,6 @@ print("OUTCOME", first_ok(attempt(connect, path) for path in found))""",
         "A05",
         "call out on another session's socket",
         """
-own = os.environ.get("RLM_SESSION_SOCKET", "/nowhere/x")
-lines = open("/proc/net/unix").read().splitlines()
-others = {line.split()[-1] for line in lines if "calls/" in line} - {own} or {os.path.dirname(own)}
 def call(path):
     with socket.socket(1) as sock:
         sock.settimeout(3)
@@ -88,7 +85,7 @@ def call(path):
         header = json.dumps({"id": 1, "kind": "llm", "model": ""}).encode()
         sock.sendall(struct.pack("!BII", 20, len(header), 1) + header + b"x")
         if not sock.recv(100): raise ConnectionError("closed")
-print("OUTCOME", first_ok(attempt(call, path) for path in others))""",
+print("OUTCOME", attempt(call, "{victim_socket}"))""",
         "EACCES: nobody else has the right to connect",
         CONTAINERS | {"bubblewrap"},
         control="",

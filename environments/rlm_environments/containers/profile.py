@@ -142,7 +142,7 @@ def container(
             # that files can't take the memory that the kernel would need to end their makers.
             "/tmp": _tmpfs(profile.disk, "exec", "mode=1777"),
             RUN_FOLDER: _tmpfs(
-                PRIVATE_BYTES, "noexec", "mode=0711", f"uid={AGENT_USER}", f"gid={AGENT_USER}"
+                PRIVATE_BYTES, "noexec", "mode=0700", f"uid={AGENT_USER}", f"gid={AGENT_USER}"
             ),
         },
         shm_size=min(SHARED_MEMORY, profile.memory // 8),

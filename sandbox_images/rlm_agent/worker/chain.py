@@ -90,6 +90,7 @@ class Worker:
             me = bound.getpid()
             try:
                 progress = bound.shared_memory(-1, 1)
+                progress[0] = 0  # the page is there from now on
                 standby = bound.fork()
             except OSError as error:
                 _become_loud(on_child)
@@ -107,11 +108,11 @@ class Worker:
                 died = None
                 process.prefer_as_oom_victim(OOM_SURVIVOR)
                 continue
-            untold, died = died, _wait(standby, on_child)
+            untold, died = died, {**_wait(standby, on_child), "pid": standby}
             died["begun"] = pending is not None or progress[0] == AT_WORK
             if untold is not None and progress[0] == 0:
                 died = untold  # of a cell, it may be: the host still waits for that
-            # Whatever was begun was received, and nothing is sent until its end was told.
+            # Whatever was begun was received. (Told twice, it is the host's agent that knows.)
             died["begun"] = died["begun"] and (pending is not None or not self._link.has_frame())
             _close_all(pending)
             pending = None
