@@ -12,9 +12,11 @@ import subprocess
 import tempfile
 import threading
 from pathlib import Path
+from typing import ClassVar
 
 from rlm_core.transport.unix import free_name
 
+REMOVE = ("rm", "-rf")
 SCRIPT = 'read -r _ || exec "$@"'
 """Told to go, it goes; left alone, it cleans up."""
 
@@ -22,10 +24,10 @@ SCRIPT = 'read -r _ || exec "$@"'
 class Janitor:
     """Of one process, with a folder that does not outlive it."""
 
-    _current: "Janitor | None" = None
-    _making = threading.Lock()
+    _hired: ClassVar[dict[tuple[str, ...], "Janitor"]] = {}
+    _hiring = threading.Lock()
 
-    def __init__(self, command: list[str]) -> None:
+    def __init__(self, command: tuple[str, ...]) -> None:
         self.pid = os.getpid()
         self.folder = free_name()
         shell = shutil.which("sh")
@@ -46,12 +48,13 @@ class Janitor:
         atexit.register(self._dismiss)
 
     @classmethod
-    def hire(cls, command: list[str]) -> "Janitor":
-        """The one of this process; the first call decides on the command, which gets the folder's path."""
-        with cls._making:
-            if cls._current is None or cls._current.pid != os.getpid():
-                cls._current = cls(command)
-            return cls._current
+    def hire(cls, *command: str) -> "Janitor":
+        """The one of this process for this command, which gets the folder's path and removes it."""
+        with cls._hiring:
+            known = cls._hired.get(command)
+            if known is None or known.pid != os.getpid():
+                known = cls._hired[command] = cls(command)
+            return known
 
     def new_folder(self) -> Path:
         """A folder, 0700 and with a short name, that goes with the process at the latest."""

@@ -8,7 +8,7 @@ from typing import Any, cast
 from rlm_core import limits
 from rlm_core.environment import track, untrack
 from rlm_core.errors import SandboxLost
-from rlm_core.transport.unix import private_folder
+from rlm_core.janitor import REMOVE, Janitor
 from rlm_environments.byte_stream import ByteStreamSandbox
 
 
@@ -16,7 +16,7 @@ class CommandSandbox(ByteStreamSandbox):
     """The agent's stdin and stdout are those of a process on this machine."""
 
     def __init__(self, lease: float) -> None:
-        super().__init__(private_folder(), lease)
+        super().__init__(Janitor.hire(*REMOVE).new_folder(), lease)
         self._process: asyncio.SubprocessTransport | None = None
         self.exited = asyncio.Event()
         """The process has exited, and all that it wrote has come."""

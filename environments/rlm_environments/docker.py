@@ -130,7 +130,7 @@ class DockerSandbox(ByteStreamSandbox):
         sandbox_id: str = "",
         token: str = "",
     ) -> None:
-        janitor = Janitor.hire([sys.executable, "-I", "-m", REAP])
+        janitor = Janitor.hire(sys.executable, "-I", "-m", REAP)
         lease = spec.lease or LEASE_SECONDS
         super().__init__(janitor.new_folder(), lease, sandbox_id=sandbox_id, token=token)
         self.container = ""

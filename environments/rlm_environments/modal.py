@@ -42,9 +42,9 @@ from rlm_core.environment import (
     untrack,
 )
 from rlm_core.errors import ConfigError, EngineError, RLMError, SandboxLost
+from rlm_core.janitor import REMOVE, Janitor
 from rlm_core.text import one_line, printable
 from rlm_core.transport.tls import tls_channel
-from rlm_core.transport.unix import private_folder
 from rlm_environments import bundle, guest, posture
 from rlm_environments.byte_stream import nothing_left_of
 from rlm_environments.gvisor import GVISOR_MEMORY, process_space
@@ -164,7 +164,7 @@ class ModalSandbox(guest.GuestSandbox):
     called = "the sandbox at Modal"
 
     def __init__(self, spec: ModalSpec) -> None:
-        super().__init__(private_folder(), spec.lease or LEASE_SECONDS)
+        super().__init__(Janitor.hire(*REMOVE).new_folder(), spec.lease or LEASE_SECONDS)
         self._spec = spec
         self._box: modal.Sandbox | None = None
         self._creating: asyncio.Task[modal.Sandbox] | None = None

@@ -39,9 +39,9 @@ from rlm_core.environment import (
     untrack,
 )
 from rlm_core.errors import ConfigError, EngineError, RLMError, SandboxLost
+from rlm_core.janitor import REMOVE, Janitor
 from rlm_core.tasks import finish_first
 from rlm_core.text import one_line, printable
-from rlm_core.transport.unix import private_folder
 from rlm_environments import bundle, guest, posture
 from rlm_environments.byte_stream import nothing_left_of
 from rlm_environments.stdin import StdinTransport
@@ -116,7 +116,7 @@ class PrimeSandbox(guest.GuestSandbox):
     called = "the sandbox at Prime"
 
     def __init__(self, client: AsyncSandboxClient, spec: PrimeSpec) -> None:
-        super().__init__(private_folder(), spec.lease or LEASE_SECONDS)
+        super().__init__(Janitor.hire(*REMOVE).new_folder(), spec.lease or LEASE_SECONDS)
         self._client = client
         self._spec = spec
         self._box = ""
