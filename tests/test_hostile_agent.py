@@ -13,9 +13,9 @@ from rlm_agent.rpc.v1 import agent_pb2 as pb
 from rlm_core import limits
 from rlm_core.broker.call import Answer, Call, Failure
 from rlm_core.errors import SandboxLost
+from rlm_core.janitor import REMOVE, Janitor
 from rlm_core.session import Session
 from rlm_core.transport.stdio import StdioLink
-from rlm_core.transport.unix import private_folder
 from rlm_core.types import TokenUsage
 from tests.conftest import SPEC, echo
 from tests.support.hostile_agent import HostileAgent
@@ -39,7 +39,7 @@ async def main():
             await session.execute("x")
     except Exception as error:
         print(type(error).__name__, error)
-    await agent.channel.close()
+    await agent.stop()
     print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 
 asyncio.run(main())
@@ -246,7 +246,7 @@ async def test_an_agent_that_is_deaf_to_an_interrupt_is_given_up(monkeypatch: py
     ids=["H02: nested 100,000 deep", "no JSON", "no object", "no number", "no text", "no end"],
 )
 async def test_a_greeting_that_is_none_is_one_line(greeting: bytes) -> None:
-    link = StdioLink(private_folder(), 10, lambda: None)
+    link = StdioLink(Janitor.hire(*REMOVE).new_folder(), 10, lambda: None)
     waiting: Callable[[], Any] = lambda: link.begin(NoStream(), {})  # noqa: E731
     begin = asyncio.ensure_future(waiting())
     await asyncio.sleep(0)

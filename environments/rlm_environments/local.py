@@ -23,9 +23,10 @@ from typing import Any, ClassVar
 from rlm_core import limits
 from rlm_core.environment import Capabilities, Environment, Sandbox, track, untrack
 from rlm_core.errors import SandboxLost
+from rlm_core.janitor import REMOVE, Janitor
 from rlm_core.tasks import finish_first
 from rlm_core.text import one_line, printable
-from rlm_core.transport.unix import private_folder, unix_channel
+from rlm_core.transport.unix import unix_channel
 
 log = logging.getLogger("rlm_environments.local")
 
@@ -43,7 +44,7 @@ class LocalEnvironment(Environment):
 
     async def start(self) -> "LocalSandbox":
         await asyncio.to_thread(self._announce)
-        folder = private_folder()
+        folder = Janitor.hire(*REMOVE).new_folder()
         sandbox: LocalSandbox | None = None
         try:
             for name in ("home", "shared", "work"):

@@ -10,7 +10,7 @@ import grpc.aio
 
 from rlm_core import limits
 
-MAX_BASE_BYTES = 107 - len("/rlm-12345678/calls/0123456789abcdef")
+MAX_BASE_BYTES = 107 - len("/rlm-12345678/12345678/calls/0123456789abcdef")
 CHANNEL_OPTIONS = [
     ("grpc.max_receive_message_length", limits.MAX_MESSAGE),
     ("grpc.max_send_message_length", limits.MAX_MESSAGE),
@@ -26,15 +26,8 @@ def unix_channel(path: Path, options: Sequence[tuple[str, int]] = ()) -> grpc.ai
     return grpc.aio.insecure_channel(f"unix:{path}", options=[*dict([*CHANNEL_OPTIONS, *options]).items()])
 
 
-def private_folder() -> Path:
-    """A new folder, 0700, with a path that leaves room for sockets: the kernel takes 107 bytes."""
-    folder = free_name()
-    folder.mkdir(mode=0o700)  # not one that somebody has put there
-    return folder
-
-
 def free_name() -> Path:
-    """Of a private folder that is still to be made."""
+    """Of a folder that is still to be made, and leaves room for sockets: the kernel takes 107 bytes."""
     base = tempfile.gettempdir()
     if len(os.fsencode(base)) > MAX_BASE_BYTES:
         base = "/tmp"

@@ -10,7 +10,8 @@ import grpc.aio
 from rlm_agent.rpc.v1 import agent_pb2 as pb
 
 from rlm_core.environment import Sandbox
-from rlm_core.transport.unix import private_folder, unix_channel
+from rlm_core.janitor import REMOVE, Janitor
+from rlm_core.transport.unix import unix_channel
 
 SERVICE = "rlm_agent.rpc.v1.AgentService"
 OPENED = pb.OpenSessionResponse(protocol_version=pb.PROTOCOL_VERSION_CURRENT)
@@ -33,7 +34,7 @@ class HostileAgent(Sandbox):
         self._answers, self._refusal, self._reads = answers, refusal, reads
         self.heard = asyncio.Event()
         """Whether a cell has come."""
-        self._folder = private_folder()
+        self._folder = Janitor.hire(*REMOVE).new_folder()
         self.address: Path = self._folder / "agent.sock"
         self.channel = unix_channel(self.address)
         options = [("grpc.max_send_message_length", -1)]
