@@ -25,7 +25,8 @@ class CellResult:
     stderr_bytes: int = 0
     error: CellError | None = None
     rollback: str | None = None
-    """Why the process died, when it did: every variable is then as before the cell."""
+    """Why the process died, when it did: every variable is then as before the cell, or, where `notices` say
+    so, as before earlier ones that had no checkpoint."""
     answer_ready: bool = False
     answer: str = ""
     no_checkpoint: str | None = None

@@ -95,9 +95,10 @@ def _shown(output: str) -> str:
 
 def _state(result: CellResult) -> list[str]:
     if result.status == "rolled_back":
+        before = "" if result.notices else "Every variable is as it was before this block; "
         return [
-            f"[The block's process died: {result.rollback}. Every variable is as it was before this block; "
-            "what it had assigned is undone. Do it another way.]"
+            f"[The block's process died: {result.rollback}. {before}what it had assigned is undone. "
+            "Do it another way.]"
         ]
     if result.status == "timeout":
         return ["[The block's time was up and it was interrupted; what it had assigned is kept.]"]

@@ -12,6 +12,7 @@ from rlm_agent.worker import process
 
 from rlm_core.environment import Sandbox, SandboxSpec, make_environment
 from rlm_core.errors import SandboxLost
+from rlm_core.feedback import show
 from rlm_core.session import Session
 from tests.conftest import SPEC, Recorder, echo
 from tests.support.processes import only, open_fds
@@ -186,8 +187,11 @@ async def test_a_thread_left_behind_costs_the_checkpoint_and_says_so(session: Se
     without = await session.execute("later = 2\nprint(thread.is_alive())")
     assert without.stdout == "True\n"
     assert without.no_checkpoint is not None and "thread" in without.no_checkpoint
+    assert "no checkpoint" in started.notices[0] and not without.notices
     died = await session.execute("import os; os._exit(1)")
     assert died.status == "rolled_back"
+    (told,) = died.notices
+    assert "Earlier cells had no checkpoint" in told and "as it was before" not in show(died)
     # The last checkpoint is from before the thread: nothing that was there then is lost.
     assert (await session.execute("print(safe, 'later' in globals())")).stdout == "1 False\n"
 
@@ -349,3 +353,57 @@ async def test_a_death_that_is_told_twice_is_not_that_of_the_next_cell(session: 
     result = await session.execute("kept = 5")
     assert (result.status, result.rolled_back) == ("ok", False)
     assert (await session.execute("print(kept)")).stdout == "5\n"
+
+
+async def test_a_timer_that_a_cell_forgets_does_not_ring_between_two(session: Session) -> None:
+    code = """
+import signal, time
+def late(*_): raise TimeoutError("too late")
+signal.signal(signal.SIGALRM, late)
+signal.setitimer(signal.ITIMER_REAL, {}, {})
+number += 1
+"""
+    await session.execute("number = 0")
+    done = 0
+    for pause, again in [(0.001, 0), (0.003, 0), (0.02, 0), (0.002, 0.002)] * 3:
+        result = await session.execute(code.format(pause, again))
+        assert result.status in ("ok", "error") and result.notices == (), result
+        done += result.status == "ok"
+        await passed(0.01)
+    now = int((await session.execute("print(number)")).stdout)
+    assert done <= now <= 12
+
+
+MOCKS = {
+    "listdir": "os.listdir = Mock(side_effect=[['1'], ['2']])",
+    "lseek": "os.lseek = Mock(side_effect=[0, 0])",
+    "fstat": "os.fstat = Mock(side_effect=[])",
+    "close": "os.close = Mock(side_effect=[])",
+    "setitimer": "signal.setitimer = Mock(side_effect=[0] * 3)",
+    "pthread_sigmask": "signal.pthread_sigmask = Mock(side_effect=[()])",
+    "valid_signals": "signal.valid_signals = Mock(side_effect=[])",
+    "current_frames": "sys._current_frames = Mock(side_effect=[])",
+    "len": "import builtins; builtins.len = lambda _: 0",
+}
+
+
+@pytest.mark.parametrize("mock", MOCKS)
+async def test_a_mock_that_a_cell_forgets_loses_no_session(session: Session, mock: str) -> None:
+    await session.execute("kept = 42; import os, signal, sys; from unittest.mock import Mock")
+    await session.execute(MOCKS[mock], timeout=5)
+    for _ in range(4):
+        assert (await session.execute("os._exit(1)", timeout=5)).rolled_back
+        assert (await session.execute("print(kept)", timeout=5)).stdout == "42\n"
+
+
+MUTE = """
+from rlm_agent.worker import chain
+chain.Worker._send = lambda *_: None
+chain._fork_blocker = lambda: "it has no say"
+"""
+
+
+async def test_a_cell_that_gives_no_result_is_undone_when_its_time_is_up(session: Session) -> None:
+    await session.execute("kept = 42")
+    assert (await session.execute(MUTE, timeout=0.5)).rolled_back
+    assert (await session.execute("print(kept)", timeout=5)).stdout == "42\n"

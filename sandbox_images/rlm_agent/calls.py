@@ -175,10 +175,14 @@ class Connection(asyncio.Protocol):
         calls, and no connection is read: so they are of one connection, and of one read."""
         self._forked: asyncio.Future[dict[str, Any]] | None = None
         self._fork_turn = asyncio.Lock()
+        self._written = asyncio.Event()
+        """Whether the kernel has all of the answers so far."""
+        self._written.set()
         self._transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=0)
         if not self._calls.add(self):
             self._transport.abort()
         elif self._calls.is_full():
@@ -223,8 +227,11 @@ class Connection(asyncio.Protocol):
         if not self._transport.is_closing():
             self._transport.write(frame.encode())
 
+    def pause_writing(self) -> None:
+        self._written.clear()
+
     def resume_writing(self) -> None:
-        """All but a little of what was written has been read."""
+        self._written.set()
         self._calls.refused_bytes -= self._refused
         self._refused = 0
 
@@ -247,13 +254,23 @@ class Connection(asyncio.Protocol):
 
     async def _fork(self, header: dict[str, Any], fds: Sequence[int]) -> dict[str, Any]:
         self._forked = asyncio.get_running_loop().create_future()
-        with socket.socket(fileno=os.dup(self._transport.get_extra_info("socket").fileno())) as sock:
-            socket.send_fds(sock, [Frame(Kind.FORK, header).encode()], list(fds))
         try:
             async with asyncio.timeout(limits.READY_SECONDS):
+                await self._send_with_fds(Frame(Kind.FORK, header).encode(), fds)
                 return await self._forked
         except TimeoutError:
             return {"error": "the caller did not fork"}
+
+    async def _send_with_fds(self, data: bytes, fds: Sequence[int]) -> None:
+        """Past the transport, which can't send any: between two answers, never into the middle of one."""
+        while not self._transport.is_closing():
+            await self._written.wait()
+            with socket.socket(fileno=os.dup(self._transport.get_extra_info("socket").fileno())) as sock:
+                try:
+                    socket.send_fds(sock, [data], list(fds))
+                    return
+                except BlockingIOError:
+                    await _writable(sock)
 
     def pause(self) -> None:
         if self._transport.is_reading():
@@ -286,3 +303,12 @@ class Connection(asyncio.Protocol):
         self._open.add(local_id)
         if refusal := self._calls.admit(self, frame):
             self._refuse(local_id, refusal)
+
+
+async def _writable(sock: socket.socket) -> None:
+    loop, ready = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_writer(sock, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_writer(sock)

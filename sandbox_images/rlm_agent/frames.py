@@ -15,7 +15,7 @@ from typing import Any
 
 from rlm_agent import limits
 
-_dumps, _loads = json.dumps, json.loads  # bound now, for the worker: see worker/bound.py
+_dumps, _loads, _len = json.dumps, json.loads, len  # bound now, for the worker: see worker/bound.py
 PREFIX = struct.Struct("!BII")
 
 
@@ -59,7 +59,7 @@ class Frame:
     def encode(self) -> bytes:
         text = _dumps(self.header, ensure_ascii=False, separators=(",", ":"))
         header = text.encode("utf-8", "surrogatepass")
-        return PREFIX.pack(self.kind, len(header), len(self.body)) + header + self.body
+        return PREFIX.pack(self.kind, _len(header), _len(self.body)) + header + self.body
 
 
 def parse_prefix(prefix: bytes, max_header: int = limits.MAX_FRAME_HEADER) -> tuple[Kind, int, int]:
@@ -98,7 +98,7 @@ class FrameBuffer:
 
     def __len__(self) -> int:
         """Bytes of a frame that is not whole yet."""
-        return len(self._pending)
+        return _len(self._pending)
 
     def feed(self, data: bytes) -> list[Frame]:
         """The frames that are complete now.
@@ -109,13 +109,13 @@ class FrameBuffer:
         self._pending += data
         frames: list[Frame] = []
         start = 0
-        while len(self._pending) - start >= PREFIX.size:
+        while _len(self._pending) - start >= PREFIX.size:
             prefix = bytes(self._pending[start : start + PREFIX.size])
             kind, header_size, body_size = parse_prefix(prefix, self._max_header)
             header_start = start + PREFIX.size
             body_start = header_start + header_size
             end = body_start + body_size
-            if len(self._pending) < end:
+            if _len(self._pending) < end:
                 break
             frames.append(
                 parse(
@@ -133,7 +133,7 @@ FIRST, MORE = b"\x00", b"\x01"
 
 def packets(data: bytes) -> list[bytes]:
     """An encoded frame as packets for a SOCK_SEQPACKET socket."""
-    starts = range(0, len(data), PACKET_BYTES)
+    starts = range(0, _len(data), PACKET_BYTES)
     return [(MORE if start else FIRST) + data[start : start + PACKET_BYTES] for start in starts]
 
 
@@ -152,18 +152,18 @@ class PacketBuffer:
         """
         if packet[:1] == FIRST:
             self._pending.clear()
-            if len(packet) <= PREFIX.size:
+            if _len(packet) <= PREFIX.size:
                 raise FrameError("a packet is too short for a frame")
             self._kind, self._header_size, body_size = parse_prefix(packet[1 : 1 + PREFIX.size])
             self._size = PREFIX.size + self._header_size + body_size
         elif not self._pending:
             return None  # the rest of a frame that was meant for a process that has died
         self._pending += memoryview(packet)[1:]
-        if len(self._pending) < self._size:
+        if _len(self._pending) < self._size:
             return None
         data = bytes(self._pending)
         self._pending.clear()
-        if len(data) != self._size:
+        if _len(data) != self._size:
             raise FrameError("packets and frame lengths disagree")
         body_start = PREFIX.size + self._header_size
         return parse(self._kind, data[PREFIX.size : body_start], data[body_start:])

@@ -53,6 +53,19 @@ def rolled_back_cell(death: Death) -> pb.CellFinished:
     )
 
 
+def late_rollback(death: Death, *, is_undone: bool) -> str:
+    """What is told where cells that had ended are undone, too: beside the running one's end, or alone."""
+    if is_undone:
+        return (
+            "Earlier cells had no checkpoint of their own: what they had assigned is undone, too, and "
+            "variables are as they were before those."
+        )
+    return (
+        f"The REPL's process died after an earlier cell had ended ({describe_death(death)}); "
+        "variables are as they were before that cell."
+    )
+
+
 def finished_cell(frame: Frame, interrupt_reason: str) -> pb.CellFinished:
     header = frame.header
     status = STATUSES.get(str(header.get("status")), pb.CELL_STATUS_ERROR)

@@ -20,7 +20,14 @@ from rlm_agent.frames import PACKET_BYTES, Frame, FrameError, Kind, PacketBuffer
 from rlm_agent.inputs import Inputs
 from rlm_agent.memory import out_of_memory_kills
 from rlm_agent.output import Pipe, make_pipe
-from rlm_agent.result import Death, describe_death, finished_cell, rolled_back_cell, text_of
+from rlm_agent.result import (
+    Death,
+    describe_death,
+    finished_cell,
+    late_rollback,
+    rolled_back_cell,
+    text_of,
+)
 from rlm_agent.rpc.v1 import agent_pb2 as pb
 from rlm_agent.sender import NOBODY, Sender, receive_with_sender
 from rlm_agent.supervision import ProcessLimits, Supervision, SupervisorGone
@@ -62,6 +69,7 @@ class Session:
         self._ready = asyncio.Event()
         self._running: asyncio.Future[Frame | Death] | None = None
         self._interrupt_reason = ""
+        self._is_second_try = False
         self._is_killed = False
         """Whether SIGKILL is on its way to the worker."""
         self._held: Frame | None = None
@@ -219,7 +227,7 @@ class Session:
         """The signal may have gone to the process before this one."""
         reason, self._interrupt_reason = self._interrupt_reason, ""
         if reason:
-            self._is_killed = False
+            self._is_killed, self._is_second_try = False, True
             self.interrupt(reason)
 
     def _kill_cell(self) -> None:
@@ -276,6 +284,7 @@ class Session:
                 pipe.drain()  # of processes that an earlier cell left; no cell to show it in
             self._ready.clear()
             self._interrupt_reason, self._is_killed, self._held = "", False, None
+            self._is_second_try = False
             self._running = self._loop.create_future()
             self._given_cell = frame.header.get("cell", "")
             if timeout:
@@ -365,12 +374,12 @@ class Session:
             running.set_result(death)
         elif running is not None and self._held is not None:
             self._finish(running, self._held)
-        if death is not None and not is_undone and frame.header.get("cell") != self._last_cell:
-            self._late_rollback = (
-                f"The REPL's process died after an earlier cell had ended ({describe_death(death)}); "
-                "variables are as they were before that cell."
-            )
-        if running is not None and not running.done():
+        if death is not None and frame.header.get("cell") != self._last_cell:
+            self._last_cell = text_of(frame.header.get("cell"), limits.MAX_ID_CHARS)
+            self._late_rollback = late_rollback(death, is_undone=is_undone)
+        if running is not None and not running.done() and death is not None and self._is_second_try:
+            running.set_result(death)  # nobody has the cell any more: who had it gave no result
+        elif running is not None and not running.done():
             self._interrupt_again()  # the cell goes on in a fresh fork
             return
         self._stop_timers()

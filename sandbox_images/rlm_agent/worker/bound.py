@@ -16,15 +16,22 @@ import random
 import select
 import signal
 import socket
+import stat
+import sys
 import time
 
 loads = json.loads
 fork, waitpid, exit_now = os.fork, os.waitpid, os._exit
 was_signalled, signal_of, code_of = os.WIFSIGNALED, os.WTERMSIG, os.WEXITSTATUS
 getpid, getppid, kill, sleep = os.getpid, os.getppid, os.kill, time.sleep
-fstat, set_blocking = os.fstat, os.set_blocking
+fstat, set_blocking, seek, list_folder = os.fstat, os.set_blocking, os.lseek, os.listdir
+is_regular = stat.S_ISREG
+length, least, frames_of_threads = len, min, sys._current_frames
 open_file, read_file, close_file = os.open, os.read, os.close
 handler_of, handle = signal.getsignal, signal.signal
+mask_signals, set_timer = signal.pthread_sigmask, signal.setitimer
+ALL_SIGNALS = signal.valid_signals()
+TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 cancel_watchdog = faulthandler.cancel_dump_traceback_later
 collect, freeze, unfreeze = gc.collect, gc.freeze, gc.unfreeze
 get_random_state, set_random_state = random.getstate, random.setstate

@@ -15,7 +15,6 @@ import fcntl
 import os
 import resource
 import signal
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -53,7 +52,7 @@ class Failures:
     def count(self, progress: int) -> None:
         """One more, which had come so far."""
         self.strikes = 0 if progress else self.strikes + 1
-        self.pause = 0.0 if progress == AT_WORK else min(max(2 * self.pause, 0.01), MAX_PAUSE_SECONDS)
+        self.pause = 0.0 if progress == AT_WORK else bound.least(2 * self.pause + 0.01, MAX_PAUSE_SECONDS)
 
 
 class Worker:
@@ -181,7 +180,7 @@ class Worker:
                 "status": outcome.status,
                 "error": outcome.error,
                 "ready": outcome.answer_ready,
-                "notices": outcome.notices,
+                "notices": [*outcome.notices, *_warning(no_checkpoint)],
                 "variables": outcome.variables,
                 "no_checkpoint": no_checkpoint,
             },
@@ -329,9 +328,9 @@ class Worker:
 def _become_quiet() -> Any:
     """A checkpoint only waits: no timer or signal that a cell left behind may end it, and none may keep the
     end of its child from it. Gives the handler of ended children, which a worker gets back."""
-    for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
-        signal.setitimer(timer, 0)
-    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    bound.mask_signals(signal.SIG_BLOCK, bound.ALL_SIGNALS)
+    for timer in bound.TIMERS:
+        bound.set_timer(timer, 0)
     process.outlive_parent()
     bound.cancel_watchdog()
     on_child = bound.handler_of(signal.SIGCHLD)
@@ -341,7 +340,7 @@ def _become_quiet() -> Any:
 
 def _become_loud(on_child: Any) -> None:
     _react_to_children(on_child)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    bound.mask_signals(signal.SIG_SETMASK, ())
 
 
 def _react_to_children(handler: Any) -> None:
@@ -351,14 +350,26 @@ def _react_to_children(handler: Any) -> None:
 
 def _fork_blocker() -> str:
     """Why this process can't be forked now; empty when it can."""
-    threads = len(sys._current_frames()) - 1
+    threads = bound.length(bound.frames_of_threads()) - 1
     return f"{threads} Python thread(s) of an earlier cell still run" if threads else ""
+
+
+def _warning(no_checkpoint: str) -> list[str]:
+    """For a cell that is the first to cost the next ones their checkpoint."""
+    if no_checkpoint or not (blocker := _fork_blocker()):
+        return []
+    return [
+        f"{blocker.replace('an earlier', 'this')}. Until they have ended there is no checkpoint: "
+        "a block whose process dies then costs what this one and all since have assigned."
+    ]
 
 
 def _close_all(served: Served | None) -> None:
     for fd in served[1] if served else ():
-        with contextlib.suppress(OSError):  # the cell has closed it
-            os.close(fd)
+        try:  # noqa: SIM105 - with nothing of a module that a cell may have changed
+            bound.close_file(fd)
+        except OSError:  # the cell has closed it
+            pass
 
 
 def _wait(pid: int, on_child: Any) -> dict[str, Any]:

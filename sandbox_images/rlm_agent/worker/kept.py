@@ -1,8 +1,6 @@
 """What a fork does not keep by itself, although a user would expect it to."""
 
-import contextlib
 import os
-import stat
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,16 +25,23 @@ class Kept:
     def restore_offsets(self) -> None:
         """Parent and child share the offset of an open file: a dead cell's reads have moved it."""
         for fd, offset in self.file_offsets.items():
-            with contextlib.suppress(OSError):
-                os.lseek(fd, offset, os.SEEK_SET)
+            try:
+                bound.seek(fd, offset, os.SEEK_SET)
+            except OSError:
+                continue
 
 
 def _file_offsets() -> dict[int, int]:
     offsets: dict[int, int] = {}
-    with contextlib.suppress(OSError):
-        for name in os.listdir("/proc/self/fd"):
-            with contextlib.suppress(OSError):
-                fd = int(name)
-                if stat.S_ISREG(os.fstat(fd).st_mode):
-                    offsets[fd] = os.lseek(fd, 0, os.SEEK_CUR)
+    try:
+        names = bound.list_folder("/proc/self/fd")
+    except OSError:
+        return offsets
+    for name in names:
+        fd = int(name)
+        try:
+            if bound.is_regular(bound.fstat(fd).st_mode):
+                offsets[fd] = bound.seek(fd, 0, os.SEEK_CUR)
+        except OSError:
+            continue
     return offsets

@@ -76,7 +76,7 @@ class Link:
     def _first_bytes(self, size: int) -> tuple[bytes, list[int]]:
         """Ancillary data arrives with the first byte of a frame, so only that read looks for it."""
         data, fds = _receive_with_fds(self._socket, size)
-        return data + self._exactly(size - len(data)), fds
+        return data + self._exactly(size - bound.length(data)), fds
 
     def _exactly(self, size: int) -> bytes:
         if size == 0:
@@ -135,7 +135,7 @@ def _receive_with_fds(sock: socket.socket, size: int) -> tuple[bytes, list[int]]
         raise LinkClosed
     for level, kind, payload in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
+            fds.frombytes(payload[: bound.length(payload) - bound.length(payload) % fds.itemsize])
     return data, list(fds)
 
 

@@ -122,8 +122,9 @@ class Repl:
         except BaseException as raised:
             return raised
         finally:
+            late = _end_timers()
             self._flush()
-        return None
+        return late
 
     def _types(self) -> dict[str, str]:
         found = variables.visible(self.namespace, self.names.reserved)
@@ -173,6 +174,17 @@ def _open_stream(fd: int) -> io.TextIOWrapper:
     return open(
         fd, "w", buffering=1, encoding="utf-8", errors="backslashreplace", newline="\n", closefd=False
     )
+
+
+def _end_timers() -> BaseException | None:
+    """A timer that a cell forgets is not to ring between two cells; what it raises at the last moment."""
+    raised: BaseException | None = None
+    for timer in bound.TIMERS:
+        try:
+            bound.set_timer(timer, 0)
+        except BaseException as error:
+            raised = error
+    return raised
 
 
 def _interruptible(body: Callable[[], T]) -> T:
