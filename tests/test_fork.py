@@ -99,3 +99,27 @@ async def test_many_sessions_of_one_agent_work_at_once(sandbox: Sandbox) -> None
     await asyncio.gather(*(each.aclose() for each in sessions))
     folder = sandbox.shared_folder.parent  # type: ignore[union-attr]
     assert [*(folder / "work").iterdir(), *(folder / "calls").iterdir()] == []
+
+
+async def test_a_fork_waits_for_the_answers_that_are_on_their_way_to_the_same_thread(
+    sandbox: Sandbox,
+) -> None:
+    large = "x" * 3_000_000
+
+    async def answer(call: Call) -> Answer | Failure:
+        if int(call.prompt) < 6:
+            return Answer(large, "m", TokenUsage())
+        child = await session.fork(call_id=call.id, handle_call=echo)
+        told = (await child.execute("print(context)")).stdout
+        await child.aclose()
+        return Answer(f"child {told.strip()}", "m", TokenUsage())
+
+    async with Session(sandbox, SPEC, answer) as session:
+        for _ in range(3):
+            result = await session.execute(
+                "for each in rlm_query_batched([str(n) for n in range(12)]): print(each[:8], len(each))"
+            )
+            wanted = [f"xxxxxxxx {len(large)}"] * 6 + [
+                f"child {n}"[:8] + f" {len(f'child {n}')}" for n in range(6, 12)
+            ]
+            assert result.stdout.splitlines() == wanted, result.stdout
