@@ -212,7 +212,9 @@ def _request(spec: PrimeSpec, sandbox_id: str) -> CreateSandboxRequest:
     minutes = math.ceil((spec.lifetime or LIFETIME_MINUTES * 60) / 60)
     minutes = min(minutes + START_MINUTES, LIFETIME_MINUTES)
     # An agent without a host ends when its lease is over, and what then is idle costs money no longer.
-    idle = min(math.ceil((spec.idle_timeout or spec.lease or LEASE_SECONDS) / 60), minutes)
+    # While its packages are fetched, it has nothing to do.
+    least = max(spec.lease or LEASE_SECONDS, bundle.PIP_SECONDS if spec.packages else 0)
+    idle = min(math.ceil((spec.idle_timeout or least) / 60), minutes)
     try:
         return CreateSandboxRequest(
             name=f"rlm-{sandbox_id}",
