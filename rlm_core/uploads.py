@@ -11,6 +11,9 @@ from rlm_agent.rpc.v1 import agent_pb2 as pb
 from rlm_core import limits
 from rlm_core.context import Encoded
 
+CONTEXT_MODE = 0o640
+"""Of a shared file: an agent in a container is another user, and there the only one with its group."""
+
 
 async def context_parts(
     header: pb.ContextHeader, encoded: Encoded | None
@@ -28,10 +31,10 @@ async def file_parts(header: pb.FileHeader, file: io.BufferedReader) -> AsyncIte
 
 
 def write_new(path: Path, encoded: Encoded) -> None:
-    """Readable for the agent, which may be another user; the folder around it is the host's alone."""
+    """Readable for the agent; the folder around it is the host's alone."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
     with os.fdopen(os.open(path, flags, 0o600), "wb", buffering=0) as file:
-        os.fchmod(file.fileno(), 0o644)
+        os.fchmod(file.fileno(), CONTEXT_MODE)
         for chunk in encoded.chunks():
             _write_all(file, chunk)
 

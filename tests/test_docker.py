@@ -429,3 +429,18 @@ async def test_an_engine_that_can_not_see_our_folder_gets_the_context_streamed(
         await session.put_context("streamed")
         assert (await session.execute("print(context)")).stdout == "streamed\n"
     await sandbox.stop()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="whoever may not change the group has one of their own")
+async def test_the_agent_reads_contexts_as_one_of_the_hosts_group() -> None:
+    group = os.getegid()
+    os.setegid(64_321)  # in which nobody is, in the container neither
+    try:
+        sandbox = await environment().start()
+        assert sandbox.shared_folder is not None
+        async with Session(sandbox, environment().spec, echo) as session:
+            await session.put_context("shared")
+            assert (await session.execute("print(context)")).stdout == "shared\n"
+        await sandbox.stop()
+    finally:
+        os.setegid(group)

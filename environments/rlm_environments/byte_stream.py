@@ -76,7 +76,7 @@ class ByteStreamSandbox(Sandbox):
             raise SandboxLost(f"what runs in {self.called} is not the agent that was started")
         return greeting
 
-    def on_stdout(self, data: bytes) -> None:
+    def on_stdout(self, data: bytes | memoryview) -> None:
         if self.ended.is_set():
             return  # it has broken the protocol, and may say more for as long as it likes
         try:
@@ -84,7 +84,7 @@ class ByteStreamSandbox(Sandbox):
         except SandboxLost as lost:
             self.has_ended(str(lost))
 
-    def on_stderr(self, data: bytes) -> None:
+    def on_stderr(self, data: bytes | memoryview) -> None:
         self._stderr = (self._stderr + data)[-STDERR_BYTES:]
 
     def on_silence(self) -> None:

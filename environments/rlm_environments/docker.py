@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import docker.errors
+from rlm_agent.folders import CONTEXT_FOLDER, NOTE
 
 from rlm_core import limits
 from rlm_core.environment import (
@@ -30,6 +31,7 @@ from rlm_core.environment import (
 from rlm_core.errors import EngineError, PolicyNotEnforceable, RLMError, SandboxLost
 from rlm_core.janitor import Janitor
 from rlm_core.tasks import finish_first
+from rlm_core.uploads import CONTEXT_MODE
 from rlm_environments import posture
 from rlm_environments.byte_stream import ByteStreamSandbox, nothing_left_of
 from rlm_environments.containers import image, profile
@@ -41,7 +43,6 @@ log = logging.getLogger("rlm_environments.docker")
 T = TypeVar("T")
 
 LEASE_SECONDS = 60.0
-NOTE = "nonce"
 REAP = "rlm_environments.containers.reap"
 SOON_NANOSECONDS = 2_000_000_000
 BAD_REQUEST = 400
@@ -180,7 +181,7 @@ class DockerSandbox(ByteStreamSandbox):
         folder.mkdir(mode=0o755)
         folder.chmod(0o711)  # whatever the umask
         (folder / NOTE).write_text(self.id)
-        (folder / NOTE).chmod(0o644)
+        (folder / NOTE).chmod(CONTEXT_MODE)
         return folder
 
     async def begin(self) -> dict[str, Any]:
@@ -191,7 +192,7 @@ class DockerSandbox(ByteStreamSandbox):
             "incoming": "/tmp/.incoming",
             "calls": "/tmp/.calls",
             "work": "/tmp",
-            "shared": profile.CONTEXT_FOLDER,
+            "shared": CONTEXT_FOLDER,
             "proxy_port": profile.PROXY_PORT if self._asked.allowlist is not None else 0,
             "start_ahead": True,
             "lifetime": self._spec.lifetime or 0.0,
@@ -200,8 +201,7 @@ class DockerSandbox(ByteStreamSandbox):
             "process_space": self._asked.process_space,
         }
         greeting = await self.configure(self._stream.transport, config)
-        # In gVisor, every session can see the name of a file that another one is given.
-        if greeting.get("shared") == self.id and not self._asked.is_gvisor:
+        if greeting.get("shared") == self.id:
             self.shared_folder = self.link.folder / "context"
         return greeting
 
@@ -265,7 +265,7 @@ class DockerSandbox(ByteStreamSandbox):
             raise
         self._stream = stream
 
-    def _on_output(self, kind: int, data: bytes) -> None:
+    def _on_output(self, kind: int, data: memoryview) -> None:
         (self.on_stdout if kind == STDOUT else self.on_stderr)(data)
 
     def on_silence(self) -> None:

@@ -60,14 +60,14 @@ class StdioLink:
             self._tunnel.keep(self.lease)
         self._tunnel.connected(stream)
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: bytes | memoryview) -> None:
         """What the agent's stdout brought.
 
         Raises:
             SandboxLost: the agent breaks the protocol.
         """
         if self._greeting is not None:
-            data = self._take_greeting(self._greeting, data)
+            data = self._take_greeting(self._greeting, bytes(data))
         if data:
             try:
                 self._tunnel.feed(data)

@@ -15,6 +15,7 @@ from typing import Any, cast
 from rlm_agent import limits
 from rlm_agent.cell import Cell
 from rlm_agent.frames import Frame, FrameBuffer, FrameError, Kind
+from rlm_agent.rpc.reader import Reader, read_buffer
 from rlm_agent.rpc.v1 import agent_pb2 as pb
 
 Deferred = Callable[[], pb.AgentMessage | None]
@@ -33,6 +34,7 @@ class Calls:
 
     def __init__(self, up: "Callable[[pb.AgentMessage | Deferred], None]") -> None:
         self._up = up
+        self.read_buffer = read_buffer()
         self._pending_bytes = 0
         self.partial_bytes = 0
         self.refused_bytes = 0
@@ -161,12 +163,13 @@ class Calls:
             connection.resume()
 
 
-class Connection(asyncio.Protocol):
+class Connection(Reader):
     """One thread or process of a cell."""
 
     def __init__(self, calls: Calls) -> None:
+        super().__init__(calls.read_buffer)
         self._calls = calls
-        self._buffer = FrameBuffer(limits.MAX_CALL_HEADER)
+        self._frames = FrameBuffer(limits.MAX_CALL_HEADER)
         self._refused = 0
         self._open: set[int] = set()
         self._partial = 0
@@ -188,10 +191,10 @@ class Connection(asyncio.Protocol):
         elif self._calls.is_full():
             self.pause()
 
-    def data_received(self, data: bytes) -> None:
+    def take(self, data: memoryview) -> None:
         try:
-            frames = self._buffer.feed(data)
-            self._count_partial(len(self._buffer))
+            frames = self._frames.feed(data)
+            self._count_partial(len(self._frames))
             for frame in frames:
                 if frame.kind is Kind.FORKED:
                     self._on_forked(frame)

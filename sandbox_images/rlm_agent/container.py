@@ -8,9 +8,11 @@ import os
 import signal
 import socket
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 from rlm_agent import users
+from rlm_agent.folders import CONTEXT_FOLDER
 from rlm_agent.supervisor import Supervisor
 from rlm_agent.worker import process
 from rlm_agent.worker.link import Link
@@ -33,7 +35,7 @@ def main() -> NoReturn:
 
 
 def _be_the_agent(supervisor: socket.socket) -> NoReturn:
-    users.become(users.AGENT_USER)
+    users.become(users.AGENT_USER, _group_of_contexts())
     process.die_with_parent()
     # A host that was killed before it said anything will never say it.
     signal.alarm(max(START_SECONDS, int(sys.argv[1]) if len(sys.argv) > 1 else 0))
@@ -41,6 +43,14 @@ def _be_the_agent(supervisor: socket.socket) -> NoReturn:
 
     run(supervisor)
     sys.exit()
+
+
+def _group_of_contexts() -> list[int]:
+    """The host's user's, whose files sessions must not open: gVisor shows them what the agent has open."""
+    try:
+        return [Path(CONTEXT_FOLDER).stat().st_gid]
+    except FileNotFoundError:  # contexts are streamed
+        return []
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from rlm_agent.config import AgentConfig
 
+CONTEXT_FOLDER = "/context"
+"""Where a container has the folder that it shares with its host."""
 NOTE = "nonce"
 """A file in the shared folder: an agent that can say what is in it really shares the folder with the host."""
 NOTE_BYTES = 64

@@ -100,7 +100,7 @@ class FrameBuffer:
         """Bytes of a frame that is not whole yet."""
         return _len(self._pending)
 
-    def feed(self, data: bytes) -> list[Frame]:
+    def feed(self, data: bytes | memoryview) -> list[Frame]:
         """The frames that are complete now.
 
         Raises:

@@ -6,7 +6,7 @@ import fcntl
 import os
 import termios
 
-READ_BYTES = 256 << 10
+from rlm_agent.rpc.reader import READ_BYTES
 
 
 class Capture:

@@ -6,9 +6,8 @@ import os
 from pathlib import Path
 
 from rlm_agent.rpc.envelope import Envelope, EnvelopeError
+from rlm_agent.rpc.reader import read_buffer
 from rlm_agent.rpc.tunnel import Tunnel
-
-READ_BYTES = 256 << 10
 
 
 class Stdio:
@@ -18,6 +17,7 @@ class Stdio:
         loop = asyncio.get_running_loop()
         self.ended = asyncio.Event()
         self._lease = lease
+        self._buffer = read_buffer()
         self._tunnel = Tunnel(
             Envelope(None), lambda end: loop.create_unix_connection(end, str(server)), self.ended.set
         )
@@ -38,9 +38,9 @@ class Stdio:
 
     def _on_readable(self) -> None:
         try:
-            data = os.read(0, READ_BYTES)
-            if data:
-                self._tunnel.feed(data)
+            count = os.readv(0, [self._buffer])
+            if count:
+                self._tunnel.feed(self._buffer[:count])
                 return
         except BlockingIOError:
             return

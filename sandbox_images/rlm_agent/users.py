@@ -10,7 +10,7 @@ import secrets
 import site
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rlm_agent import namespaces
@@ -59,7 +59,7 @@ class Users:
             os.setegid(0)
 
 
-def become(user: int) -> None:
+def become(user: int, groups: Sequence[int] = ()) -> None:
     """Be this user for good, without capabilities: the kernel takes all away but the inheritable ones, and no
     program gives any (by its set-user-id bit, or capabilities of its file).
 
@@ -70,7 +70,7 @@ def become(user: int) -> None:
     if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
         raise OSError("a program could give a session rights: PR_SET_NO_NEW_PRIVS is refused")
     namespaces.forbid()
-    os.setgroups([])
+    os.setgroups(groups)
     os.setresgid(user, user, user)
     os.setresuid(user, user, user)
     libc.capset(struct.pack("Ii", CAPABILITY_VERSION_3, 0), bytes(24))

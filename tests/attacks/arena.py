@@ -1,7 +1,10 @@
 """Where attacks are tried: one sandbox per environment, a victim beside every attacker, and a bare process."""
 
+import asyncio
+import contextlib
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,7 +70,8 @@ class Arena:
         attacker = await self._open()
         try:
             await attacker.execute(PRELUDE + "kept = 7")
-            shot = of_result(await attacker.execute(code, timeout=case.timeout))
+            async with self._a_context_that_waits() if case.context_waits else contextlib.nullcontext():
+                shot = of_result(await attacker.execute(code, timeout=case.timeout))
             await self._look_after(attacker, case, shot)
         except SandboxLost as lost:
             shot = Shot("lost", "", str(lost))
@@ -94,6 +98,15 @@ class Arena:
     def close(self) -> None:
         portal().run(self._victim.aclose())
         portal().run(self._sandbox.stop())
+
+    @contextlib.asynccontextmanager
+    async def _a_context_that_waits(self) -> AsyncIterator[None]:
+        other = await self._open()
+        cell = asyncio.ensure_future(other.execute("import signal; signal.pause()"))
+        context = asyncio.ensure_future(other.put_context("of another session"))
+        yield
+        await other.aclose()
+        await asyncio.gather(cell, context, return_exceptions=True)
 
     async def _open(self) -> Session:
         session = Session(self._sandbox, self.spec, echo)

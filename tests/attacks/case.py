@@ -67,5 +67,7 @@ class Case:
     """Code that shows the attack where nothing holds it; the same code when it is None, none when empty."""
     timeout: float = 20.0
     session_may_end: bool = False
+    context_waits: bool = False
+    """Meanwhile the agent holds a context for a third session, which is still busy."""
     ends: frozenset[str] = frozenset()
     """Environments in which it may end its whole sandbox, which is then one of its own."""

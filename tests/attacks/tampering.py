@@ -91,6 +91,30 @@ print("OUTCOME", attempt(call, "{victim_socket}"))""",
         control="",
     ),
     Case(
+        "A05b",
+        "open the context that another session is being given",
+        OTHERS
+        + """
+def read(path):
+    with open(path, "rb") as file: file.read(1)
+def given():
+    for pid in (1, *others()):
+        try:
+            for fd in os.listdir(f"/proc/{pid}/fd"):
+                link = f"/proc/{pid}/fd/{fd}"
+                name = os.readlink(link)
+                if "context" in name: yield from (link, name)
+        except OSError: pass
+outcomes, until = ["none"], time.monotonic() + 2
+while outcomes == ["none"] and time.monotonic() < until:
+    outcomes += [attempt(read, path) for path in given()]
+print("OUTCOME", first_ok(outcomes[::-1]))""",
+        "its name is not to be had (gVisor shows it), and EACCES",
+        CONTAINERS | {"bubblewrap"},
+        control="",
+        context_waits=True,
+    ),
+    Case(
         "A06",
         "close and replace every file descriptor",
         "for fd in range(3, 256):\n    try: os.close(fd)\n    except OSError: pass\nprint('OUTCOME', 'closed')",

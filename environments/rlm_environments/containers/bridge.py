@@ -8,7 +8,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-CHUNK = 256 << 10
+from rlm_agent.rpc.reader import READ_BYTES
+
 LOOK_SECONDS = 1.0
 """How often one way looks whether the other has ended."""
 
@@ -50,12 +51,12 @@ class Bridge:
                 end.close()
 
     def _up(self) -> None:
-        while data := self._try(lambda: self._plain.recv(CHUNK)):
+        while data := self._try(lambda: self._plain.recv(READ_BYTES)):
             self._send_all(data, self._send_to_engine)
 
     def _down(self) -> None:
         while data := self._try(
-            lambda: self._of_engine(lambda: self._engine.recv(CHUNK), selectors.EVENT_READ)
+            lambda: self._of_engine(lambda: self._engine.recv(READ_BYTES), selectors.EVENT_READ)
         ):
             self._send_all(data, self._plain.send)
 

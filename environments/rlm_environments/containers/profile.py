@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from docker.types import LogConfig, Mount, Ulimit
+from rlm_agent.folders import CONTEXT_FOLDER
 
 from rlm_core.egress.allowlist import Allowlist
 from rlm_core.environment import SandboxSpec
@@ -38,7 +39,6 @@ OPEN_FILES = 4096
 HOSTNAME = "sandbox"
 PROXY_PORT = 3128
 AGENT = ["/opt/rlm/bin/agent"]
-CONTEXT_FOLDER = "/context"
 RUN_FOLDER = "/run/rlm"
 
 

@@ -10,6 +10,8 @@ import struct
 from collections.abc import Callable
 from typing import Any, cast
 
+from rlm_agent.rpc.reader import Reader, read_buffer
+
 from rlm_environments.containers.bridge import Bridge
 
 HEADER = struct.Struct("!BxxxI")
@@ -25,9 +27,9 @@ class Demultiplexer:
         self._kind = 0
         self._left = 0
 
-    def feed(self, data: bytes) -> list[tuple[int, bytes]]:
+    def feed(self, data: memoryview) -> list[tuple[int, memoryview]]:
         """Raises ValueError for what is not in the engine's format."""
-        pieces: list[tuple[int, bytes]] = []
+        pieces: list[tuple[int, memoryview]] = []
         start = 0
         while start < len(data):
             if self._left:
@@ -47,15 +49,16 @@ class Demultiplexer:
         return pieces
 
 
-class AttachedStream(asyncio.Protocol):
+class AttachedStream(Reader):
     """One attach connection, in the event loop."""
 
     def __init__(
         self,
-        on_output: Callable[[int, bytes], None],
+        on_output: Callable[[int, memoryview], None],
         on_full: Callable[[bool], None],
         on_lost: Callable[[], None],
     ) -> None:
+        super().__init__(read_buffer())
         self._demultiplexer = Demultiplexer()
         self._on_output, self._on_full, self._on_lost = on_output, on_full, on_lost
         self.transport: asyncio.Transport
@@ -64,7 +67,7 @@ class AttachedStream(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
 
-    def data_received(self, data: bytes) -> None:
+    def take(self, data: memoryview) -> None:
         try:
             for kind, piece in self._demultiplexer.feed(data):
                 self._on_output(kind, piece)

@@ -157,7 +157,7 @@ class Envelope:
 
     # -- in
 
-    def feed(self, data: bytes) -> list[Arrived | Restarted]:
+    def feed(self, data: bytes | memoryview) -> list[Arrived | Restarted]:
         """Take what arrived; gives the numbered frames that are in order now.
 
         Raises:

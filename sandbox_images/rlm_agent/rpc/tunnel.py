@@ -11,13 +11,14 @@ from collections.abc import Awaitable, Callable
 from typing import cast
 
 from rlm_agent.rpc.envelope import MAX_PAYLOAD, Arrived, Envelope, EnvelopeError, Kind
+from rlm_agent.rpc.reader import Reader, read_buffer
 
 MAX_CONNECTIONS = 8
 BEATS_PER_LEASE = 4
-WRITE_BYTES = 256 << 10
+WRITE_BYTES = 64 << 10
 """Handed to the byte stream at once."""
 
-Dial = Callable[[Callable[[], asyncio.Protocol]], Awaitable[object]]
+Dial = Callable[[Callable[[], asyncio.BaseProtocol]], Awaitable[object]]
 
 
 class Tunnel:
@@ -33,6 +34,7 @@ class Tunnel:
         self._on_silence = on_silence
         self._dialling: set[asyncio.Future[object]] = set()
         self._ends: dict[int, LocalEnd] = {}
+        self.read_buffer = read_buffer()
         self._closing: set[asyncio.Future[None]] = set()
         self._opened = 0
         self._stream: asyncio.WriteTransport | None = None
@@ -52,7 +54,7 @@ class Tunnel:
     def disconnected(self) -> None:
         self._stream = None
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: bytes | memoryview) -> None:
         """Take what the stream brought.
 
         Raises:
@@ -103,10 +105,9 @@ class Tunnel:
         self._envelope.send(Kind.OPEN, end.number)
         return end
 
-    def send(self, number: int, data: bytes) -> None:
-        view = memoryview(data)
+    def send(self, number: int, data: memoryview) -> None:
         for start in range(0, len(data), MAX_PAYLOAD):
-            self._envelope.send(Kind.DATA, number, view[start : start + MAX_PAYLOAD])
+            self._envelope.send(Kind.DATA, number, data[start : start + MAX_PAYLOAD])
         self._pump()
 
     def ended(self, end: "LocalEnd") -> None:
@@ -173,10 +174,11 @@ class Tunnel:
             return None
 
 
-class LocalEnd(asyncio.Protocol):
+class LocalEnd(Reader):
     """One local connection."""
 
     def __init__(self, tunnel: Tunnel, number: int) -> None:
+        super().__init__(tunnel.read_buffer)
         self.number = number
         self.full = True
         """Not connected yet, or not reading what it is given."""
@@ -200,7 +202,7 @@ class LocalEnd(asyncio.Protocol):
             self._transport.close()
         self._tunnel.hold()
 
-    def data_received(self, data: bytes) -> None:
+    def take(self, data: memoryview) -> None:
         self._tunnel.send(self.number, data)
 
     def connection_lost(self, exc: Exception | None) -> None:
