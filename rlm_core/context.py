@@ -35,7 +35,7 @@ class Encoded:
             for start in range(0, len(self.content), CHUNK):
                 yield self.content[start : start + CHUNK]
             return
-        characters = CHUNK // 4
+        characters = CHUNK if self.content.isascii() else CHUNK // 4
         for start in range(0, len(self.content), characters):
             yield self.content[start : start + characters].encode("utf-8", "surrogatepass")
 
