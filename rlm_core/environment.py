@@ -19,11 +19,13 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeAlias
 import grpc.aio
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
+from rlm_agent.rpc.v1.agent_pb2_grpc import AgentServiceStub
 
 from rlm_core import requirements
 from rlm_core.egress.allowlist import Allowlist
 from rlm_core.errors import ConfigError, MissingExtra, PolicyNotEnforceable, in_one_line
 from rlm_core.text import without_surrogates
+from rlm_core.transport.stream import Stream
 
 GROUP = "rlm.environments"
 DISTRIBUTION = "rlm-sandbox"
@@ -153,6 +155,12 @@ class Sandbox(ABC):
     channel: grpc.aio.Channel
     shared_folder: Path | None = None
     """Where the host can leave a file for the agent to read; None streams instead."""
+
+    def stream(self) -> Stream:
+        """Open the stream of a session: its cells and its calls."""
+        stub: Any = AgentServiceStub(self.channel)
+        stream: Stream = stub.Connect(metadata=((TOKEN_KEY, self.token),))
+        return stream
 
     @abstractmethod
     async def stop(self) -> None:

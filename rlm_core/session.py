@@ -7,7 +7,7 @@ import secrets
 import stat
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -27,13 +27,13 @@ from rlm_core.running_cell import RunningCell
 from rlm_core.tasks import finish_first
 from rlm_core.text import told, without_surrogates
 from rlm_core.transport.errors import RECONNECTABLE, from_rpc_error
+from rlm_core.transport.stream import Stream
 from rlm_core.uploads import context_parts, file_parts, write_new
 
 log = logging.getLogger("rlm_core.session")
 
 
 CallHandler = Callable[[Call], Awaitable[Answer | Failure]]
-Stream: TypeAlias = "grpc.aio.StreamStreamCall[pb.ConnectRequest, pb.ConnectResponse]"
 KINDS = {pb.CALL_KIND_LLM: "llm", pb.CALL_KIND_RLM: "rlm", pb.CALL_KIND_TOOL: "tool"}
 CONTEXT_KINDS = {
     "text": pb.CONTEXT_KIND_TEXT,
@@ -323,7 +323,7 @@ class Session:
     async def _connect(self) -> None:
         """Open the stream; nothing goes down it before its first message and the cell to go on with."""
         async with self._write_turn:
-            self._stream = self._stub.Connect(metadata=self._metadata)
+            self._stream = self._sandbox.stream()
             await self._write_now(pb.ConnectRequest(attach=pb.Attach(session_id=self.id)))
             if self._cell is not None:
                 await self._write_now(pb.ConnectRequest(execute=self._cell.continuation()))
@@ -394,7 +394,7 @@ class Session:
     async def _write_now(self, message: pb.ConnectRequest) -> None:
         if self._stream is None:
             raise self._lost or SandboxLost("the session is not open")
-        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError, ConnectionError):
             # The reader sees the same end of the stream, and what was not answered is sent again.
             await self._stream.write(message)
 

@@ -262,7 +262,9 @@ async def test_a_tunnel_carries_connections_over_streams_that_break(tmp_path: Pa
     loop = asyncio.get_running_loop()
     server = await asyncio.start_unix_server(shout, str(tmp_path / "server"))
     host = Tunnel(Envelope(LINK))
-    agent = Tunnel(Envelope(None), lambda end: loop.create_unix_connection(end, str(tmp_path / "server")))
+    agent = Tunnel(
+        Envelope(None), dial=lambda end: loop.create_unix_connection(end, str(tmp_path / "server"))
+    )
     relay = await loop.create_unix_server(host.accept, str(tmp_path / "relay"))
     down, up = Pipe(agent.feed), Pipe(host.feed)
     agent.connected(up)

@@ -19,6 +19,7 @@ from rlm_agent.rpc.tunnel import Tunnel
 
 from rlm_core import limits
 from rlm_core.errors import SandboxLost
+from rlm_core.transport.stream import DirectStream
 from rlm_core.transport.unix import unix_channel
 
 
@@ -37,6 +38,7 @@ class StdioLink:
         self._tunnel = Tunnel(Envelope(secrets.token_bytes(LINK_ID_BYTES)), on_silence=on_silence)
         self.lease = lease
         self._server: asyncio.Server | None = None
+        self._is_over = False
         self._greeting: bytearray | None = bytearray()
         self._greeted: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
 
@@ -59,6 +61,13 @@ class StdioLink:
             self._server = await loop.create_unix_server(self._tunnel.accept, str(self.socket))
             self._tunnel.keep(self.lease)
         self._tunnel.connected(stream)
+
+    def stream(self, token: str) -> DirectStream:
+        """A stream of a session, for whoever has the sandbox's token."""
+        stream = self._tunnel.open_stream(token.encode())
+        if self._is_over:
+            stream.close()
+        return DirectStream(stream)
 
     def feed(self, data: bytes | memoryview) -> None:
         """What the agent's stdout brought.
@@ -86,6 +95,7 @@ class StdioLink:
 
     def end(self) -> None:
         """There will be no other stream: who waits for the agent is told."""
+        self._is_over = True
         if self._server is not None:
             self._server.close()
         self._tunnel.close_connections()

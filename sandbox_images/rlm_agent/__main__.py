@@ -19,6 +19,7 @@ import grpc.aio
 from rlm_agent import limits
 from rlm_agent.build import agent_build
 from rlm_agent.config import AgentConfig, read_config
+from rlm_agent.direct import Direct
 from rlm_agent.folders import Folders
 from rlm_agent.guard import Guard
 from rlm_agent.rpc.v1 import agent_pb2_grpc as rpc
@@ -54,7 +55,9 @@ async def serve(config: AgentConfig, supervisor: socket.socket | None) -> None:
     await server.start()
     looks = supervisor is not None or bool(config.supervisor)
     posture = await supervision.probe(outside=config.probe_outside) if looks else None
-    stdio = Stdio(address, config.lease) if config.stdio else None
+    stdio = (
+        Stdio(address, Direct(service.Connect, config.token).serve, config.lease) if config.stdio else None
+    )
     hello = {"agent_build": agent_build(), "nonce": config.nonce, "posture": posture}
     if config.start_ahead:
         service.start_ahead()

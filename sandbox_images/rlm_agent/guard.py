@@ -69,6 +69,11 @@ def _guarded(handler: Any) -> Handler:
     return grpc.unary_unary_rpc_method_handler(guarded, **codec)
 
 
+def status_of(error: Exception) -> grpc.StatusCode:
+    """Of one of the errors that have one."""
+    return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+
+
 async def _unknown(requests: Any, context: Context) -> NoReturn:
     await context.abort(grpc.StatusCode.UNIMPLEMENTED, "there is no such method")
     raise AssertionError("abort returned")
@@ -80,6 +85,5 @@ async def _refuse(requests: Any, context: Context) -> NoReturn:
 
 
 async def _abort(context: Context, error: Exception) -> NoReturn:
-    status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
-    await context.abort(status, str(error)[:2000])
+    await context.abort(status_of(error), str(error)[:2000])
     raise AssertionError("abort returned")

@@ -17,6 +17,7 @@ from rlm_agent import egress, errors, limits
 from rlm_agent.build import agent_build
 from rlm_agent.cell import Cell
 from rlm_agent.config import AgentConfig
+from rlm_agent.direct import Responses
 from rlm_agent.egress import Egress
 from rlm_agent.folders import Folders, Places
 from rlm_agent.rpc.v1 import agent_pb2 as pb
@@ -128,7 +129,7 @@ class AgentService(rpc.AgentServiceServicer):
         return pb.BindNamesResponse()
 
     async def Connect(  # type: ignore[override]
-        self, request_iterator: AsyncIterator[pb.ConnectRequest], context: Context
+        self, request_iterator: AsyncIterator[pb.ConnectRequest], context: Responses
     ) -> None:
         """Writes to the context itself, which takes half of the time that a generator takes."""
         first = await anext(aiter(request_iterator), pb.ConnectRequest())
@@ -281,7 +282,7 @@ async def _serve_host(
             cell.unfollow(tell)
 
 
-async def _send_waiting(outbox: asyncio.Queue[Outgoing], context: Context) -> None:
+async def _send_waiting(outbox: asyncio.Queue[Outgoing], context: Responses) -> None:
     """Wait for something to send, and send all that is there, in messages of a bounded size."""
     response, size = pb.ConnectResponse(), 0
     waiting = [await outbox.get()]

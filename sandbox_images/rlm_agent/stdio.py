@@ -7,19 +7,22 @@ from pathlib import Path
 
 from rlm_agent.rpc.envelope import Envelope, EnvelopeError
 from rlm_agent.rpc.reader import read_buffer
-from rlm_agent.rpc.tunnel import Tunnel
+from rlm_agent.rpc.tunnel import Serve, Tunnel
 
 
 class Stdio:
     """`ended` is set when the host is gone: its stream has ended, or nothing came for a lease."""
 
-    def __init__(self, server: Path, lease: float) -> None:
+    def __init__(self, server: Path, serve: Serve, lease: float) -> None:
         loop = asyncio.get_running_loop()
         self.ended = asyncio.Event()
         self._lease = lease
         self._buffer = read_buffer()
         self._tunnel = Tunnel(
-            Envelope(None), lambda end: loop.create_unix_connection(end, str(server)), self.ended.set
+            Envelope(None),
+            dial=lambda end: loop.create_unix_connection(end, str(server)),
+            serve=serve,
+            on_silence=self.ended.set,
         )
 
     async def open(self) -> None:

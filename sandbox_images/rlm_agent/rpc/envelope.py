@@ -13,6 +13,9 @@ The others carry in `number` what the sender expects next, which acknowledges al
     HELLO, WELCOME   payload: the link's id. Send again from that number. A HELLO is answered by a WELCOME.
     BEAT             payload: the number of the sender's next frame. Shows life, and a loss at the end.
 
+An OPEN without a payload is a connection to the agent's server, whose bytes the DATA frames carry; one with a
+payload is a stream of messages (messages.py).
+
 The CRC-32 (zlib's) is over all but the magic and itself. For numbered frames and BEAT it begins with the
 link's id, so that a frame of another link is damage. What is damaged or out of order is dropped and asked
 for again.

@@ -1,39 +1,52 @@
-"""Connections of local sockets, carried over one byte stream in the envelope. The same at both ends.
+"""Connections of local sockets, and streams of messages, carried over one byte stream in the envelope. The
+same at both ends.
 
-The host's end accepts connections (gRPC's, on a unix socket), the agent's end dials its own server for
-each. Whoever owns the byte stream calls `connected`, `feed` and `disconnected`, and hands on its flow
-control; a stream that broke is replaced by a new one and nothing is lost.
+The host's end accepts connections (gRPC's, on a unix socket), and the agent's end dials its own server for
+each. The host opens streams of messages, and the agent serves them. Whoever owns the byte stream calls
+`connected`, `feed` and `disconnected`, and hands on its flow control; a stream that broke is replaced by a
+new one and nothing is lost.
 """
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import cast
 
 from rlm_agent.rpc.envelope import MAX_PAYLOAD, Arrived, Envelope, EnvelopeError, Kind
+from rlm_agent.rpc.messages import MessageStream
 from rlm_agent.rpc.reader import Reader, read_buffer
 
 MAX_CONNECTIONS = 8
+MAX_STREAMS = 512
 BEATS_PER_LEASE = 4
 WRITE_BYTES = 64 << 10
 """Handed to the byte stream at once."""
 
 Dial = Callable[[Callable[[], asyncio.BaseProtocol]], Awaitable[object]]
+Serve = Callable[[MessageStream, bytes], Coroutine[None, None, None]]
 
 
 class Tunnel:
     def __init__(
-        self, envelope: Envelope, dial: Dial | None = None, on_silence: Callable[[], None] | None = None
+        self,
+        envelope: Envelope,
+        *,
+        dial: Dial | None = None,
+        serve: Serve | None = None,
+        on_silence: Callable[[], None] | None = None,
     ) -> None:
-        """`dial` connects a protocol to the local server; without it this end only accepts.
+        """`dial` connects a protocol to the local server, and `serve` serves a stream of messages, given with
+        what the host said at its opening; without them this end only opens.
 
         `on_silence` is called when nothing has come for a lease, and again with every beat until it does.
         """
         self._envelope = envelope
-        self._dial = dial
+        self._dial, self._serve = dial, serve
         self._on_silence = on_silence
-        self._dialling: set[asyncio.Future[object]] = set()
-        self._ends: dict[int, LocalEnd] = {}
+        self._tasks: set[asyncio.Future[object]] = set()
+        self._ends: dict[int, LocalEnd | MessageStream] = {}
+        self.is_full = False
+        """Whether who sends has to wait."""
         self.read_buffer = read_buffer()
         self._closing: set[asyncio.Future[None]] = set()
         self._opened = 0
@@ -93,33 +106,49 @@ class Tunnel:
                 break
             self._stream.write(data)
         full = self._envelope.full or self._stream_full
-        for end in self._ends.values():
-            end.let_read(not full)
+        if full is not self.is_full:
+            self.is_full = full
+            for end in self._ends.values():
+                end.let_send(not full)
 
-    # -- local connections
+    # -- local connections and streams
 
     def accept(self) -> "LocalEnd":
         """A protocol for a connection that was accepted here."""
-        self._opened = self._opened % 0xFFFF + 1
-        end = self._ends[self._opened] = LocalEnd(self, self._opened)
+        end = LocalEnd(self, self._new_number())
+        self._ends[end.number] = end
         self._envelope.send(Kind.OPEN, end.number)
         return end
+
+    def open_stream(self, greeting: bytes) -> MessageStream:
+        """A stream of messages; the agent is given the greeting, which is not empty, and decides."""
+        stream = MessageStream(self, self._new_number())
+        self._ends[stream.number] = stream
+        self._envelope.send(Kind.OPEN, stream.number, greeting)
+        self._pump()
+        return stream
+
+    def _new_number(self) -> int:
+        while True:
+            self._opened = self._opened % 0xFFFF + 1
+            if self._opened not in self._ends:
+                return self._opened
 
     def send(self, number: int, data: memoryview) -> None:
         for start in range(0, len(data), MAX_PAYLOAD):
             self._envelope.send(Kind.DATA, number, data[start : start + MAX_PAYLOAD])
         self._pump()
 
-    def ended(self, end: "LocalEnd") -> None:
-        """A local connection has ended; the other end closes its own."""
+    def ended(self, end: "LocalEnd | MessageStream", status: bytes = b"") -> None:
+        """It has ended here; the other end closes its own."""
         if self._ends.get(end.number) is end:
             del self._ends[end.number]
-            self._envelope.send(Kind.CLOSE, end.number)
+            self._envelope.send(Kind.CLOSE, end.number, status)
         self.hold()
         self._pump()
 
     def hold(self) -> None:
-        """Acknowledge nothing while a local connection can't take what arrives."""
+        """Acknowledge nothing while one of them can't take what arrives."""
         was_held, self._envelope.held = self._envelope.held, any(end.full for end in self._ends.values())
         if was_held and not self._envelope.held:
             self._envelope.beat()
@@ -131,17 +160,17 @@ class Tunnel:
             self._close_end(end)
         self.hold()
 
-    def _close_end(self, end: "LocalEnd") -> None:
-        end.close()
-        if end.is_connected:
+    def _close_end(self, end: "LocalEnd | MessageStream", status: bytes = b"") -> None:
+        end.close(status)
+        if isinstance(end, LocalEnd) and end.is_connected:
             self._closing.add(end.gone)
             end.gone.add_done_callback(self._closing.discard)
 
     def close(self) -> None:
         if self._beats is not None:
             self._beats.cancel()
-        for dialling in self._dialling:
-            dialling.cancel()
+        for task in self._tasks:
+            task.cancel()
         self.close_connections()
         self._stream = None
 
@@ -153,18 +182,30 @@ class Tunnel:
     def _take(self, event: Arrived) -> None:
         end = self._ends.get(event.stream)
         if event.kind is Kind.DATA and end is not None:
-            end.write(event.payload)
+            end.deliver(event.payload)
         elif event.kind is Kind.CLOSE and end is not None:
             del self._ends[event.stream]
-            self._close_end(end)
-        elif event.kind is Kind.OPEN and self._dial is not None:
-            if end is not None or len(self._ends) >= MAX_CONNECTIONS:
-                raise EnvelopeError("too many connections")
-            end = self._ends[event.stream] = LocalEnd(self, event.stream)
-            dialling = asyncio.ensure_future(self._connect(self._dial, end))
-            self._dialling.add(dialling)
-            dialling.add_done_callback(self._dialling.discard)
+            self._close_end(end, event.payload)
+        elif event.kind is Kind.OPEN and end is not None:
+            raise EnvelopeError("opened twice")
+        elif event.kind is Kind.OPEN and event.payload and self._serve is not None:
+            stream = MessageStream(self, event.stream)
+            self._start(stream, self._serve(stream, event.payload), MAX_STREAMS)
+        elif event.kind is Kind.OPEN and not event.payload and self._dial is not None:
+            connection = LocalEnd(self, event.stream)
+            self._start(connection, self._connect(self._dial, connection), MAX_CONNECTIONS)
             self.hold()
+
+    def _start(
+        self, end: "LocalEnd | MessageStream", work: Coroutine[None, None, object], limit: int
+    ) -> None:
+        if sum(type(each) is type(end) for each in self._ends.values()) >= limit:
+            work.close()
+            raise EnvelopeError("too many connections or streams")
+        self._ends[end.number] = end
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _connect(self, dial: Dial, end: "LocalEnd") -> object:
         try:
@@ -200,6 +241,7 @@ class LocalEnd(Reader):
         self._early.clear()
         if self._closed:
             self._transport.close()
+        self.let_send(not self._tunnel.is_full)
         self._tunnel.hold()
 
     def take(self, data: memoryview) -> None:
@@ -219,18 +261,18 @@ class LocalEnd(Reader):
         self.full = False
         self._tunnel.hold()
 
-    def write(self, data: bytes) -> None:
+    def deliver(self, data: bytes) -> None:
         if self._transport is None:
             self._early.append(data)
         elif not self._transport.is_closing():
             self._transport.write(data)
 
-    def close(self) -> None:
+    def close(self, status: bytes = b"") -> None:
         self._closed = True
         if self._transport is not None:
             self._transport.close()
 
-    def let_read(self, allowed: bool) -> None:
+    def let_send(self, allowed: bool) -> None:
         transport = self._transport
         if transport is None or transport.is_closing() or transport.is_reading() == allowed:
             return
