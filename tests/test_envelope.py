@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,8 @@ from rlm_agent.rpc.envelope import (
     Restarted,
 )
 from rlm_agent.rpc.tunnel import Tunnel
+
+from tests.support.pipe import Pipe
 
 LINK = b"0123456789abcdef"
 
@@ -234,22 +235,6 @@ async def test_silence_is_told_at_both_ends() -> None:
 
 def test_a_header_is_what_the_contract_says() -> None:
     assert HEADER.size == 23
-
-
-class Pipe(asyncio.WriteTransport):
-    """One way of a byte stream between two tunnels, which can be cut."""
-
-    def __init__(self, deliver: Callable[[bytes], None]) -> None:
-        super().__init__()
-        self._deliver = deliver
-        self.lost_bytes = 0
-        self.cut = False
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        if self.cut:
-            self.lost_bytes += len(data)
-        else:
-            asyncio.get_running_loop().call_soon(self._deliver, bytes(data))
 
 
 async def test_a_tunnel_carries_connections_over_streams_that_break(tmp_path: Path) -> None:

@@ -4,22 +4,59 @@ import asyncio
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import grpc.aio
+from rlm_agent.rpc.envelope import Envelope
+from rlm_agent.rpc.messages import MessageStream
+from rlm_agent.rpc.tunnel import Tunnel
 from rlm_agent.rpc.v1 import agent_pb2 as pb
+from rlm_environments.byte_stream import ByteStreamSandbox
 
 from rlm_core.environment import Sandbox
 from rlm_core.janitor import REMOVE, Janitor
+from rlm_core.transport.stream import Stream
 from rlm_core.transport.unix import unix_channel
+from tests.support.pipe import Pipe
 
 SERVICE = "rlm_agent.rpc.v1.AgentService"
 OPENED = pb.OpenSessionResponse(protocol_version=pb.PROTOCOL_VERSION_CURRENT)
 
 
+class Way(ByteStreamSandbox):
+    """Over which Connect goes straight through an envelope, both ends of which are here."""
+
+    def __init__(self, connect: Callable[[AsyncIterator[bytes], Any], AsyncIterator[bytes]]) -> None:
+        super().__init__(Janitor.hire(*REMOVE).new_folder(), 60.0)
+        self._connect = connect
+        self._agent = Tunnel(Envelope(None), serve=self._serve)
+
+    async def open(self) -> None:
+        self._agent.connected(Pipe(self.on_stdout))
+        await self.link.resume(Pipe(self._agent.feed))
+
+    async def _serve(self, stream: MessageStream, token: bytes) -> None:
+        async def requests() -> AsyncIterator[bytes]:
+            while (message := await stream.read()) is not None:
+                yield message
+
+        async for answer in self._connect(requests(), None):
+            await stream.write(answer)
+
+    async def stop(self) -> None:
+        await self.close_link()
+        self._agent.close()
+
+    def kill(self) -> None:
+        """It ends with its test."""
+
+
 class HostileAgent(Sandbox):
     """`answers` go up on Connect once the host has said something; a function makes them from the id of the
     cell. `refusal` is what OpenSession says. It is deaf to interrupts: it hears them, and says nothing."""
+
+    is_enveloped: ClassVar[bool] = False
+    """Whether Connect goes by a `Way`."""
 
     def __init__(
         self,
@@ -31,6 +68,7 @@ class HostileAgent(Sandbox):
     ) -> None:
         self.id, self.token, self.shared_folder = "hostile", "token", None
         self.connections = 0
+        self._way: Way | None = None
         self._answers, self._refusal, self._reads = answers, refusal, reads
         self.heard = asyncio.Event()
         """Whether a cell has come."""
@@ -51,12 +89,20 @@ class HostileAgent(Sandbox):
 
     async def __aenter__(self) -> "HostileAgent":
         await self._server.start()
+        if self.is_enveloped:
+            self._way = Way(self._connect)
+            await self._way.open()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
         await self.stop()
 
+    def stream(self) -> Stream:
+        return self._way.stream() if self._way else super().stream()
+
     async def stop(self) -> None:
+        if self._way:
+            await self._way.stop()
         await self.channel.close()
         await self._server.stop(grace=0)
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -65,7 +111,7 @@ class HostileAgent(Sandbox):
         """It ends with its test."""
 
     async def epitaph(self, wait: float = 0.0) -> str:
-        return ""
+        return await self._way.epitaph(wait) if self._way else ""
 
     async def _open(self, request: bytes, context: Any) -> bytes:
         if self._refusal:
