@@ -342,6 +342,8 @@ class Session:
             self._lose(SandboxLost(f"the session can't go on: {error!r}"))
         finally:
             self._lose(SandboxLost("the sandbox has been stopped"))  # whoever waits must know
+            if self._stream is not None:
+                self._stream.cancel()  # what nobody reads would hold up the other sessions of the sandbox
 
     async def _read_stream(self) -> grpc.aio.AioRpcError:
         """Read one connection to its end, which is always an error."""

@@ -65,7 +65,7 @@ class MessageStream:
             self._arrived.clear()
             await self._arrived.wait()
         message = self._unread.popleft()
-        self._unread_bytes -= len(message)
+        self._unread_bytes -= PREFIX.size + len(message)
         if self.full and self._unread_bytes <= MAX_UNREAD:
             self.full = False
             self._tunnel.hold()
@@ -91,7 +91,7 @@ class MessageStream:
             if len(self._pending) < end:
                 break
             self._unread.append(bytes(memoryview(self._pending)[start + PREFIX.size : end]))
-            self._unread_bytes += size
+            self._unread_bytes += end - start
             start = end
         del self._pending[:start]
         if self._unread_bytes > MAX_UNREAD and not self.full:

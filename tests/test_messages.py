@@ -1,0 +1,250 @@
+"""Streams of messages in the envelope: whole, in order, held back, and ended with a status."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import grpc
+import grpc.aio
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rlm_agent import errors
+from rlm_agent.direct import Direct, DirectCall
+from rlm_agent.rpc import tunnel as tunnels
+from rlm_agent.rpc.envelope import LINK_ID_BYTES, WINDOW, Envelope, EnvelopeError
+from rlm_agent.rpc.messages import MAX_MESSAGE, MAX_UNREAD, PREFIX, MessageStream
+from rlm_agent.rpc.tunnel import Serve, Tunnel
+from rlm_agent.rpc.v1 import agent_pb2 as pb
+
+from rlm_core.transport.stream import DirectStream
+from tests.support.pipe import Pipe
+
+SECONDS = 30
+BEAT = 0.05
+GREETING = b"token"
+
+
+@asynccontextmanager
+async def linked(serve: Serve) -> AsyncIterator[tuple[Tunnel, Pipe, Pipe]]:
+    """The host's tunnel to an agent that serves, and the pipes down and up."""
+    host, agent = Tunnel(Envelope(b"h" * LINK_ID_BYTES)), Tunnel(Envelope(None), serve=serve)
+    down, up = Pipe(agent.feed), Pipe(host.feed)
+    agent.connected(up)
+    host.connected(down)
+    for each in (host, agent):
+        each.keep(BEAT * tunnels.BEATS_PER_LEASE)
+    try:
+        async with asyncio.timeout(SECONDS):
+            yield host, down, up
+    finally:
+        host.close()
+        agent.close()
+
+
+async def echo(stream: MessageStream, greeting: bytes) -> None:
+    assert greeting == GREETING
+    while (message := await stream.read()) is not None:
+        await stream.write(message)
+
+
+sizes = st.lists(
+    st.sampled_from([0, 1, 100, 65_530, 65_531, 65_536, 200_000]) | st.integers(0, 3000), max_size=12
+)
+
+
+@given(sizes, st.sets(st.integers(0, 11), max_size=3))
+@settings(max_examples=40, deadline=None)
+def test_messages_of_any_size_arrive_whole_and_in_order_over_a_stream_that_breaks(
+    sizes: list[int], cuts: set[int]
+) -> None:
+    messages = [bytes([index]) * size for index, size in enumerate(sizes)]
+
+    async def run() -> list[bytes | None]:
+        async with linked(echo) as (host, down, up):
+            stream = host.open_stream(GREETING)
+            reading = asyncio.ensure_future(_read(stream, len(messages)))
+            for index, message in enumerate(messages):
+                down.cut = up.cut = index in cuts
+                await stream.write(message)
+                if down.cut:
+                    await asyncio.sleep(0)
+                    down.cut = up.cut = False
+                    host.connected(down)
+            return await reading
+
+    assert asyncio.run(run()) == messages
+
+
+async def _read(stream: MessageStream, number: int) -> list[bytes | None]:
+    return [await stream.read() for _ in range(number)]
+
+
+async def test_who_does_not_read_holds_up_who_writes_and_nothing_is_lost() -> None:
+    gate = asyncio.Event()
+
+    async def late(stream: MessageStream, greeting: bytes) -> None:
+        await gate.wait()
+        await echo(stream, greeting)
+
+    message, streams = b"x" * 100_000, 20
+    async with linked(late) as (host, _, _):
+        opened = [host.open_stream(GREETING) for _ in range(streams)]
+        written = 0
+
+        async def write(stream: MessageStream) -> None:
+            nonlocal written
+            for _ in range(20):
+                await stream.write(message)
+                written += len(message)
+
+        writing = [asyncio.ensure_future(write(stream)) for stream in opened]
+        done, _ = await asyncio.wait(writing, timeout=10 * BEAT)
+        assert len(done) < streams
+        assert written <= WINDOW + streams * MAX_UNREAD
+        gate.set()
+        got = await asyncio.gather(*(_read(stream, 20) for stream in opened))
+        await asyncio.gather(*writing)
+    assert got == [[message] * 20] * streams
+
+
+async def test_empty_messages_count_too() -> None:
+    async with linked(echo) as (host, _, _):
+        stream = host.open_stream(GREETING)
+        stream.deliver(PREFIX.pack(0, 0) * (MAX_UNREAD // PREFIX.size))
+        assert not stream.full
+        stream.deliver(PREFIX.pack(0, 0))
+        assert stream.full
+        assert await stream.read() == b""
+        assert not stream.full
+
+
+@pytest.mark.parametrize(
+    "prefix", [PREFIX.pack(1, 5), PREFIX.pack(0, MAX_MESSAGE + 1)], ids=["zipped", "long"]
+)
+async def test_what_is_no_message_breaks_the_link(prefix: bytes) -> None:
+    async with linked(echo) as (host, _, _):
+        with pytest.raises(EnvelopeError):
+            host.open_stream(GREETING).deliver(prefix)
+
+
+async def test_a_write_that_is_cancelled_ends_the_stream() -> None:
+    gate, ended = asyncio.Event(), asyncio.Event()
+
+    async def late(stream: MessageStream, greeting: bytes) -> None:
+        await gate.wait()
+        while await stream.read() is not None:
+            pass
+        ended.set()
+
+    async with linked(late) as (host, _, _):
+        stream = host.open_stream(GREETING)
+        await stream.write(b"x" * MAX_UNREAD * 2)  # more than the other end keeps
+        writing = asyncio.ensure_future(stream.write(b"x" * MAX_MESSAGE))
+        assert not (await asyncio.wait([writing], timeout=2 * BEAT))[0]
+        writing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await writing
+        assert await stream.read() is None
+        with pytest.raises(ConnectionError):
+            await stream.write(b"more")
+        gate.set()
+        await ended.wait()
+
+
+async def test_a_stream_that_ended_gives_what_had_come_before() -> None:
+    async def say_and_go(stream: MessageStream, greeting: bytes) -> None:
+        await stream.write(b"last words")
+        if greeting == GREETING:
+            stream.end(b"\x0fgone")
+
+    async with linked(say_and_go) as (host, _, _):
+        stream, later = host.open_stream(GREETING), host.open_stream(b"later")
+        assert await later.read() == b"last words"
+        assert stream.closed
+        assert [await stream.read(), await stream.read()] == [b"last words", None]
+        assert stream.status == b"\x0fgone"
+
+
+async def test_there_are_only_so_many_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tunnels, "MAX_STREAMS", 3)
+    agent, host = Tunnel(Envelope(None), serve=echo), Tunnel(Envelope(b"h" * LINK_ID_BYTES))
+    sent: list[bytes] = []
+    host.connected(Kept(sent))
+    for _ in range(4):
+        host.open_stream(GREETING)
+    agent.connected(Kept(sent := []))
+    with pytest.raises(EnvelopeError, match="too many"):
+        for each in host._stream.kept:  # type: ignore[union-attr]
+            agent.feed(each)
+    for tunnel in (host, agent):
+        tunnel.close()
+
+
+class Kept(Pipe):
+    def __init__(self, kept: list[bytes]) -> None:
+        super().__init__(kept.append)
+        self.kept = kept
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.kept.append(bytes(data))
+
+
+Connect = Callable[[DirectCall, DirectCall], Awaitable[None]]
+
+
+@pytest.mark.parametrize(
+    ("raised", "status"),
+    [
+        (errors.SessionGone("it is gone"), grpc.StatusCode.DATA_LOSS),
+        (errors.UnknownSession("it is gone"), grpc.StatusCode.NOT_FOUND),
+        (RuntimeError("it is gone"), grpc.StatusCode.UNKNOWN),
+    ],
+)
+async def test_an_error_of_the_agent_is_a_status_with_its_text(
+    raised: Exception, status: grpc.StatusCode
+) -> None:
+    async def connect(requests: DirectCall, responses: DirectCall) -> None:
+        async for _ in requests:
+            await responses.write(pb.ConnectResponse(messages=[pb.AgentMessage()]))
+            raise raised
+
+    async with linked(Direct(connect, "token").serve) as (host, _, _):
+        stream = DirectStream(host.open_stream(GREETING))
+        await stream.write(pb.ConnectRequest())
+        assert await stream.read() == pb.ConnectResponse(messages=[pb.AgentMessage()])
+        assert await stream.read() is grpc.aio.EOF
+        assert await stream.code() is status
+        assert "it is gone" in (await stream.details() or "")
+
+
+@pytest.mark.parametrize(
+    ("greeting", "message", "status"),
+    [
+        (b"another", b"", grpc.StatusCode.UNAUTHENTICATED),
+        (GREETING, b"\xff\xff", grpc.StatusCode.INVALID_ARGUMENT),
+    ],
+    ids=["wrong token", "no message"],
+)
+async def test_the_agent_refuses(greeting: bytes, message: bytes, status: grpc.StatusCode) -> None:
+    async def connect(requests: DirectCall, responses: DirectCall) -> None:
+        async for _ in requests:
+            raise AssertionError("it was taken")
+
+    async with linked(Direct(connect, "token").serve) as (host, _, _):
+        inner = host.open_stream(greeting)
+        await inner.write(message)
+        stream = DirectStream(inner)
+        assert await stream.read() is grpc.aio.EOF
+        assert await stream.code() is status
+
+
+async def test_a_stream_that_was_cut_at_this_end_can_be_opened_again() -> None:
+    async with linked(echo) as (host, _, _):
+        stream = DirectStream(host.open_stream(GREETING))
+        assert stream.cancel()
+        assert await stream.read() is grpc.aio.EOF
+        assert await stream.code() is grpc.StatusCode.UNAVAILABLE
+        again = host.open_stream(GREETING)
+        await again.write(b"again")
+        assert await again.read() == b"again"
