@@ -64,7 +64,8 @@ def container_rows(
         ("llm_query over the LM's own time", "query_s", MS, "ms", "≤ 0.8 ms"),
         ("200 batched", "batch_200_s", MS, "ms", ""),
         ("200 batched / the bare SDK's", "batch_ratio", 1.0, "×", "≤ 1.2"),
-        ("context in, 100 MB", "context_100_mb_s", MS, "ms", "≤ 100 ms"),
+        ("context in, 100 MB by file", "context_100_mb_s", MS, "ms", "≤ 100 ms: 1,000 MB/s"),
+        ("context in, 100 MB streamed", "context_100_mb_streamed_s", MS, "ms", "≤ 667 ms: 150 MB/s"),
         (
             "start to first cell",
             "start_s",

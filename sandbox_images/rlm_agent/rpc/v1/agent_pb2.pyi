@@ -35,13 +35,13 @@ class _ProtocolVersion:
 class _ProtocolVersionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ProtocolVersion.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     PROTOCOL_VERSION_UNSPECIFIED: _ProtocolVersion.ValueType  # 0
-    PROTOCOL_VERSION_CURRENT: _ProtocolVersion.ValueType  # 2
+    PROTOCOL_VERSION_CURRENT: _ProtocolVersion.ValueType  # 3
     """Raised when either end stops understanding the other."""
 
 class ProtocolVersion(_ProtocolVersion, metaclass=_ProtocolVersionEnumTypeWrapper): ...
 
 PROTOCOL_VERSION_UNSPECIFIED: ProtocolVersion.ValueType  # 0
-PROTOCOL_VERSION_CURRENT: ProtocolVersion.ValueType  # 2
+PROTOCOL_VERSION_CURRENT: ProtocolVersion.ValueType  # 3
 """Raised when either end stops understanding the other."""
 Global___ProtocolVersion: _TypeAlias = ProtocolVersion  # noqa: Y015
 

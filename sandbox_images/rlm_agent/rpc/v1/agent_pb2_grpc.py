@@ -136,6 +136,7 @@ class AgentServiceServicer(object):
 
     def Connect(self, request_iterator, context):
         """The session's one long stream: cells and replies go down, events and calls come up.
+        Over a process's stdin and stdout its messages go without gRPC: rlm_agent/rpc/messages.py.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

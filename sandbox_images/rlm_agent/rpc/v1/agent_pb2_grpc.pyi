@@ -51,7 +51,9 @@ class AgentServiceStub:
     BindNames: _grpc.UnaryUnaryMultiCallable[_agent_pb2.BindNamesRequest, _agent_pb2.BindNamesResponse]
     """Gives names of the REPL a value, or the functions that calls of kind TOOL come from."""
     Connect: _grpc.StreamStreamMultiCallable[_agent_pb2.ConnectRequest, _agent_pb2.ConnectResponse]
-    """The session's one long stream: cells and replies go down, events and calls come up."""
+    """The session's one long stream: cells and replies go down, events and calls come up.
+    Over a process's stdin and stdout its messages go without gRPC: rlm_agent/rpc/messages.py.
+    """
     InterruptCell: _grpc.UnaryUnaryMultiCallable[_agent_pb2.InterruptCellRequest, _agent_pb2.InterruptCellResponse]
     """Interrupts the running cell: SIGINT, and after the grace period SIGKILL and rollback."""
     ForkSession: _grpc.UnaryUnaryMultiCallable[_agent_pb2.ForkSessionRequest, _agent_pb2.ForkSessionResponse]
@@ -79,7 +81,9 @@ class AgentServiceAsyncStub(AgentServiceStub):
     BindNames: _aio.UnaryUnaryMultiCallable[_agent_pb2.BindNamesRequest, _agent_pb2.BindNamesResponse]  # type: ignore[assignment]
     """Gives names of the REPL a value, or the functions that calls of kind TOOL come from."""
     Connect: _aio.StreamStreamMultiCallable[_agent_pb2.ConnectRequest, _agent_pb2.ConnectResponse]  # type: ignore[assignment]
-    """The session's one long stream: cells and replies go down, events and calls come up."""
+    """The session's one long stream: cells and replies go down, events and calls come up.
+    Over a process's stdin and stdout its messages go without gRPC: rlm_agent/rpc/messages.py.
+    """
     InterruptCell: _aio.UnaryUnaryMultiCallable[_agent_pb2.InterruptCellRequest, _agent_pb2.InterruptCellResponse]  # type: ignore[assignment]
     """Interrupts the running cell: SIGINT, and after the grace period SIGKILL and rollback."""
     ForkSession: _aio.UnaryUnaryMultiCallable[_agent_pb2.ForkSessionRequest, _agent_pb2.ForkSessionResponse]  # type: ignore[assignment]
@@ -140,7 +144,9 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_agent_pb2.ConnectRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_agent_pb2.ConnectResponse], _abc.AsyncIterator[_agent_pb2.ConnectResponse]]:
-        """The session's one long stream: cells and replies go down, events and calls come up."""
+        """The session's one long stream: cells and replies go down, events and calls come up.
+        Over a process's stdin and stdout its messages go without gRPC: rlm_agent/rpc/messages.py.
+        """
 
     @_abc_1.abstractmethod
     def InterruptCell(
