@@ -38,7 +38,7 @@ async def test_versions_are_exchanged_and_a_mismatch_names_both(sandbox: Sandbox
     assert response.agent_build.startswith("0.1.0+") and response.capabilities.fork
     code, detail = await status_of(host.open("s2", version=7))
     assert code is grpc.StatusCode.UNIMPLEMENTED
-    assert "protocol 7" in detail and response.agent_build in detail and "speaks 2" in detail
+    assert "protocol 7" in detail and response.agent_build in detail and "speaks 3" in detail
 
 
 @pytest.mark.parametrize("token", ["", "wrong"])
