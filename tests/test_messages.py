@@ -108,6 +108,21 @@ async def test_who_does_not_read_holds_up_who_writes_and_nothing_is_lost() -> No
     assert got == [[message] * 20] * streams
 
 
+async def test_a_stream_that_ends_unread_lets_go_of_the_others() -> None:
+    async def only_the_second(stream: MessageStream, greeting: bytes) -> None:
+        if greeting == GREETING:
+            await echo(stream, greeting)
+
+    async with linked(only_the_second) as (host, _, _):
+        unread = host.open_stream(b"unread")
+        await unread.write(b"x" * 2 * MAX_UNREAD)
+        unread.end()
+        stream = host.open_stream(GREETING)
+        for _ in range(5):
+            await stream.write(b"y" * WINDOW)
+            assert await stream.read() == b"y" * WINDOW
+
+
 async def test_empty_messages_count_too() -> None:
     async with linked(echo) as (host, _, _):
         stream = host.open_stream(GREETING)

@@ -186,6 +186,7 @@ class Tunnel:
         elif event.kind is Kind.CLOSE and end is not None:
             del self._ends[event.stream]
             self._close_end(end, event.payload)
+            self.hold()
         elif event.kind is Kind.OPEN and end is not None:
             raise EnvelopeError("opened twice")
         elif event.kind is Kind.OPEN and event.payload and self._serve is not None:
