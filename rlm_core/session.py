@@ -27,7 +27,7 @@ from rlm_core.running_cell import RunningCell
 from rlm_core.tasks import finish_first
 from rlm_core.text import told, without_surrogates
 from rlm_core.transport.errors import RECONNECTABLE, from_rpc_error
-from rlm_core.transport.stream import Stream
+from rlm_core.transport.stream import Stream, error_of
 from rlm_core.uploads import context_parts, file_parts, write_new
 
 log = logging.getLogger("rlm_core.session")
@@ -323,7 +323,7 @@ class Session:
     async def _connect(self) -> None:
         """Open the stream; nothing goes down it before its first message and the cell to go on with."""
         async with self._write_turn:
-            self._stream = self._sandbox.stream()
+            self._stream, self._cut = self._sandbox.stream(), False
             await self._write_now(pb.ConnectRequest(attach=pb.Attach(session_id=self.id)))
             if self._cell is not None:
                 await self._write_now(pb.ConnectRequest(execute=self._cell.continuation()))
@@ -360,13 +360,9 @@ class Session:
         except grpc.aio.AioRpcError as error:
             return error
         except asyncio.CancelledError:
-            if not self._cut:
+            if not self._cut or self._lost is not None:
                 raise
-        self._cut = False
-        none = grpc.aio.Metadata()
-        return grpc.aio.AioRpcError(
-            await self._stream.code(), none, none, details=await self._stream.details()
-        )
+        return await error_of(self._stream)
 
     async def _reconnect(self) -> bool:
         """Dial again until the deadline; then take up the running cell where its events ended."""
@@ -387,6 +383,8 @@ class Session:
                     except (grpc.aio.AioRpcError, SandboxLost):
                         await asyncio.sleep(delay)
                         delay = min(delay * 2, 1.0)
+                    except grpc.aio.UsageError:
+                        raise SandboxLost("the sandbox has been stopped") from None
         return False
 
     async def _write(self, message: pb.ConnectRequest) -> None:
@@ -473,7 +471,7 @@ class Session:
                 ):
                     reply = self._unsent.pop(next(iter(self._unsent)))
                     batch.replies.append(reply)
-                    size += len(reply.answer.text)
+                    size += reply.ByteSize()
                 with contextlib.suppress(SandboxLost):  # told to whoever waits for the cell
                     await self._write_now(pb.ConnectRequest(replies=batch))
 

@@ -12,7 +12,7 @@ from rlm_core import limits
 from rlm_core.context import Encoded
 
 CONTEXT_MODE = 0o640
-"""Of a shared file: an agent in a container is another user, and there the only one with its group."""
+"""Of a shared file: an agent in a container is another user, and there the only one but root in its group."""
 
 
 async def context_parts(

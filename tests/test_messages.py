@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import grpc
 import grpc.aio
@@ -14,9 +15,10 @@ from rlm_agent.direct import Direct, DirectCall
 from rlm_agent.rpc import tunnel as tunnels
 from rlm_agent.rpc.envelope import LINK_ID_BYTES, WINDOW, Envelope, EnvelopeError
 from rlm_agent.rpc.messages import MAX_MESSAGE, MAX_UNREAD, PREFIX, MessageStream
-from rlm_agent.rpc.tunnel import Serve, Tunnel
+from rlm_agent.rpc.tunnel import Dial, Serve, Tunnel
 from rlm_agent.rpc.v1 import agent_pb2 as pb
 
+from rlm_core.errors import SandboxLost
 from rlm_core.transport.stream import DirectStream
 from tests.support.pipe import Pipe
 
@@ -26,9 +28,9 @@ GREETING = b"token"
 
 
 @asynccontextmanager
-async def linked(serve: Serve) -> AsyncIterator[tuple[Tunnel, Pipe, Pipe]]:
+async def linked(serve: Serve, dial: Dial | None = None) -> AsyncIterator[tuple[Tunnel, Pipe, Pipe]]:
     """The host's tunnel to an agent that serves, and the pipes down and up."""
-    host, agent = Tunnel(Envelope(b"h" * LINK_ID_BYTES)), Tunnel(Envelope(None), serve=serve)
+    host, agent = Tunnel(Envelope(b"h" * LINK_ID_BYTES)), Tunnel(Envelope(None), serve=serve, dial=dial)
     down, up = Pipe(agent.feed), Pipe(host.feed)
     agent.connected(up)
     host.connected(down)
@@ -38,8 +40,9 @@ async def linked(serve: Serve) -> AsyncIterator[tuple[Tunnel, Pipe, Pipe]]:
         async with asyncio.timeout(SECONDS):
             yield host, down, up
     finally:
-        host.close()
-        agent.close()
+        for each in (host, agent):
+            each.close()
+            await each.closed()
 
 
 async def echo(stream: MessageStream, greeting: bytes) -> None:
@@ -121,6 +124,70 @@ async def test_a_stream_that_ends_unread_lets_go_of_the_others() -> None:
         for _ in range(5):
             await stream.write(b"y" * WINDOW)
             assert await stream.read() == b"y" * WINDOW
+
+
+async def test_each_has_its_turn_however_much_another_one_sends(tmp_path: Path) -> None:
+    shouted = asyncio.Event()
+
+    async def shout(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(1 << 16):
+            writer.write(data)
+        writer.close()
+        await writer.wait_closed()
+        shouted.set()
+
+    async def take(stream: MessageStream, greeting: bytes) -> None:
+        while (message := await stream.read()) is not None:
+            if greeting == GREETING:
+                await stream.write(message)
+
+    address = str(tmp_path / "server")
+    loop = asyncio.get_running_loop()
+    async with (
+        await asyncio.start_unix_server(shout, address),
+        linked(take, lambda end: loop.create_unix_connection(end, address)) as (host, _, _),
+        await loop.create_unix_server(host.accept, str(tmp_path / "relay")),
+    ):
+        flood = host.open_stream(b"flood")
+
+        async def send_without_end() -> None:
+            while True:
+                await flood.write(b"x" * WINDOW)
+
+        flooding = asyncio.ensure_future(send_without_end())
+        stream = host.open_stream(GREETING)
+        reader, writer = await asyncio.open_unix_connection(str(tmp_path / "relay"))
+        for number in range(20):
+            message = b"%d" % number
+            await stream.write(message)
+            writer.write(message)
+            assert await stream.read() == await reader.readexactly(len(message)) == message
+        assert not flooding.done()
+        flooding.cancel()
+        writer.close()
+        await writer.wait_closed()
+        await shouted.wait()
+
+
+async def test_a_message_over_the_limit_ends_its_stream_and_no_other() -> None:
+    async with linked(echo) as (host, _, _):
+        stream, other = host.open_stream(GREETING), host.open_stream(GREETING)
+        with pytest.raises(ConnectionError):
+            await stream.write(b"x" * (MAX_MESSAGE + 1))
+        assert await DirectStream(stream, lambda: False).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        await other.write(b"x" * MAX_MESSAGE)
+        assert await other.read() == b"x" * MAX_MESSAGE
+
+
+async def test_a_stream_of_a_link_that_has_ended_has_ended_too() -> None:
+    async with linked(echo) as (host, _, _):
+        before = host.open_stream(GREETING)
+        host.end()
+        late = host.open_stream(GREETING)
+        assert await before.read() is await late.read() is None
+        assert await DirectStream(late, lambda: False).code() is grpc.StatusCode.UNAVAILABLE
+        with pytest.raises(SandboxLost, match="stopped"):
+            await DirectStream(late, lambda: True).read()
 
 
 async def test_empty_messages_count_too() -> None:
@@ -225,7 +292,7 @@ async def test_an_error_of_the_agent_is_a_status_with_its_text(
             raise raised
 
     async with linked(Direct(connect, "token").serve) as (host, _, _):
-        stream = DirectStream(host.open_stream(GREETING))
+        stream = DirectStream(host.open_stream(GREETING), lambda: False)
         await stream.write(pb.ConnectRequest())
         assert await stream.read() == pb.ConnectResponse(messages=[pb.AgentMessage()])
         assert await stream.read() is grpc.aio.EOF
@@ -249,14 +316,14 @@ async def test_the_agent_refuses(greeting: bytes, message: bytes, status: grpc.S
     async with linked(Direct(connect, "token").serve) as (host, _, _):
         inner = host.open_stream(greeting)
         await inner.write(message)
-        stream = DirectStream(inner)
+        stream = DirectStream(inner, lambda: False)
         assert await stream.read() is grpc.aio.EOF
         assert await stream.code() is status
 
 
 async def test_a_stream_that_was_cut_at_this_end_can_be_opened_again() -> None:
     async with linked(echo) as (host, _, _):
-        stream = DirectStream(host.open_stream(GREETING))
+        stream = DirectStream(host.open_stream(GREETING), lambda: False)
         assert stream.cancel()
         assert await stream.read() is grpc.aio.EOF
         assert await stream.code() is grpc.StatusCode.UNAVAILABLE

@@ -38,7 +38,7 @@ class StdioLink:
         self._tunnel = Tunnel(Envelope(secrets.token_bytes(LINK_ID_BYTES)), on_silence=on_silence)
         self.lease = lease
         self._server: asyncio.Server | None = None
-        self._is_over = False
+        self._is_closed = False
         self._greeting: bytearray | None = bytearray()
         self._greeted: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
 
@@ -64,10 +64,7 @@ class StdioLink:
 
     def stream(self, token: str) -> DirectStream:
         """A stream of a session, for whoever has the sandbox's token."""
-        stream = self._tunnel.open_stream(token.encode())
-        if self._is_over:
-            stream.close()
-        return DirectStream(stream)
+        return DirectStream(self._tunnel.open_stream(token.encode()), lambda: self._is_closed)
 
     def feed(self, data: bytes | memoryview) -> None:
         """What the agent's stdout brought.
@@ -95,12 +92,12 @@ class StdioLink:
 
     def end(self) -> None:
         """There will be no other stream: who waits for the agent is told."""
-        self._is_over = True
         if self._server is not None:
             self._server.close()
-        self._tunnel.close_connections()
+        self._tunnel.end()
 
     async def close(self) -> None:
+        self._is_closed = True
         await self.channel.close()
         self._tunnel.close()
         await self._tunnel.closed()

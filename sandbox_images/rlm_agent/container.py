@@ -18,6 +18,8 @@ from rlm_agent.worker import process
 from rlm_agent.worker.link import Link
 
 START_SECONDS = 10
+NO_GROUP = 65_534
+"""Of files whose group this user namespace has not got."""
 
 
 def main() -> NoReturn:
@@ -48,9 +50,10 @@ def _be_the_agent(supervisor: socket.socket) -> NoReturn:
 def _group_of_contexts() -> list[int]:
     """The host's user's, whose files sessions must not open: gVisor shows them what the agent has open."""
     try:
-        return [Path(CONTEXT_FOLDER).stat().st_gid]
+        group = Path(CONTEXT_FOLDER).stat().st_gid
     except FileNotFoundError:  # contexts are streamed
         return []
+    return [] if group == NO_GROUP else [group]
 
 
 if __name__ == "__main__":

@@ -9,12 +9,11 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from rlm_agent import errors
-from rlm_agent.guard import STATUS, status_of
+from rlm_agent.guard import MAX_DETAILS, STATUS, status_of
 from rlm_agent.rpc.messages import MessageStream
 from rlm_agent.rpc.v1 import agent_pb2 as pb
 
 log = logging.getLogger("rlm_agent")
-MAX_DETAILS = 2_000
 
 
 class Responses(Protocol):
@@ -40,6 +39,8 @@ class Direct:
         except Exception as error:
             log.exception("a stream can't go on")
             _end(stream, grpc.StatusCode.UNKNOWN, repr(error))
+        finally:
+            stream.end()
 
 
 class DirectCall:

@@ -13,6 +13,8 @@ from rlm_agent import errors
 from rlm_agent.supervision import SupervisorGone
 
 TOKEN_KEY = "rlm-token"
+MAX_DETAILS = 2_000
+"""Characters."""
 STATUS: dict[type[Exception], grpc.StatusCode] = {
     errors.UnknownSession: grpc.StatusCode.NOT_FOUND,
     errors.SessionGone: grpc.StatusCode.DATA_LOSS,
@@ -85,5 +87,5 @@ async def _refuse(requests: Any, context: Context) -> NoReturn:
 
 
 async def _abort(context: Context, error: Exception) -> NoReturn:
-    await context.abort(status_of(error), str(error)[:2000])
+    await context.abort(status_of(error), str(error)[:MAX_DETAILS])
     raise AssertionError("abort returned")

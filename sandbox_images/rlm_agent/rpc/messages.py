@@ -16,9 +16,13 @@ if TYPE_CHECKING:
     from rlm_agent.rpc.tunnel import Tunnel
 
 PREFIX = struct.Struct("!BI")
+RESOURCE_EXHAUSTED = 8
 MAX_MESSAGE = 8 << 20
 MAX_UNREAD = 1 << 20
 """Bytes that wait for whoever reads; beyond it, nothing more is taken from the other end."""
+
+
+TOO_LONG = bytes([RESOURCE_EXHAUSTED]) + b"a message is longer than any may be"
 
 
 class MessageStream:
@@ -30,29 +34,31 @@ class MessageStream:
         """Whether too much is unread."""
         self.closed = False
         self.status = b""
-        """What came with the other end's CLOSE."""
+        """What it was closed with, at either end."""
         self._tunnel = tunnel
         self._pending = bytearray()
         self._unread: deque[bytes] = deque()
         self._unread_bytes = 0
         self._arrived = asyncio.Event()
         self._room = asyncio.Event()
-        self.let_send(not tunnel.is_full)
+        self._room.set()
 
     async def write(self, message: bytes) -> None:
-        """Give it to the tunnel, as it takes it. Cancelled, it ends the stream: a part may be on its way.
+        """Give it to the tunnel, as it takes it. Cancelled, it ends the stream: a part may be on its way. One
+        over the limit ends it too.
 
         Raises:
             ConnectionError: the stream is over.
         """
+        if len(message) > MAX_MESSAGE:
+            self.end(TOO_LONG)
         data = memoryview(PREFIX.pack(0, len(message)) + message)
         try:
             for start in range(0, len(data), MAX_PAYLOAD):
-                while not self._room.is_set():  # another stream may have taken it
-                    await self._room.wait()
+                await self._room.wait()
                 if self.closed:
                     raise ConnectionError("the stream is over")
-                self._tunnel.send(self.number, data[start : start + MAX_PAYLOAD])
+                self._tunnel.send(self, data[start : start + MAX_PAYLOAD])
         except asyncio.CancelledError:
             self.end()
             raise
@@ -72,10 +78,10 @@ class MessageStream:
         return message
 
     def end(self, status: bytes = b"") -> None:
-        """Close it, and tell the other end with what status."""
+        """Close it, and tell the other end with what status (1 byte) and details, in at most MAX_PAYLOAD."""
         if not self.closed:
-            self.close()
-            self._tunnel.ended(self, status[:MAX_PAYLOAD])
+            self.close(status)
+            self._tunnel.ended(self, status)
 
     # -- for the tunnel
 

@@ -9,10 +9,11 @@ new one and nothing is lost.
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import cast
 
-from rlm_agent.rpc.envelope import MAX_PAYLOAD, Arrived, Envelope, EnvelopeError, Kind
+from rlm_agent.rpc.envelope import Arrived, Envelope, EnvelopeError, Kind
 from rlm_agent.rpc.messages import MessageStream
 from rlm_agent.rpc.reader import Reader, read_buffer
 
@@ -45,8 +46,9 @@ class Tunnel:
         self._on_silence = on_silence
         self._tasks: set[asyncio.Future[object]] = set()
         self._ends: dict[int, LocalEnd | MessageStream] = {}
-        self.is_full = False
-        """Whether who sends has to wait."""
+        self._waiting: deque[tuple[Kind, LocalEnd | MessageStream, bytes]] = deque()
+        """What each of them is held back with, in the order of their turns."""
+        self._is_over = False
         self.read_buffer = read_buffer()
         self._closing: set[asyncio.Future[None]] = set()
         self._opened = 0
@@ -100,16 +102,21 @@ class Tunnel:
                 self._on_silence()
 
     def _pump(self) -> None:
-        while self._stream is not None and not self._stream_full:
-            data = self._envelope.take(WRITE_BYTES)
-            if not data:
-                break
-            self._stream.write(data)
-        full = self._envelope.full or self._stream_full
-        if full is not self.is_full:
-            self.is_full = full
-            for end in self._ends.values():
-                end.let_send(not full)
+        while True:
+            while self._stream is not None and not self._stream_full:
+                data = self._envelope.take(WRITE_BYTES)
+                if not data:
+                    break
+                self._stream.write(data)
+            if self._is_full or not self._waiting:
+                return
+            kind, end, data = self._waiting.popleft()
+            self._envelope.send(kind, end.number, data)
+            end.let_send(True)
+
+    @property
+    def _is_full(self) -> bool:
+        return self._envelope.full or self._stream_full
 
     # -- local connections and streams
 
@@ -123,6 +130,9 @@ class Tunnel:
     def open_stream(self, greeting: bytes) -> MessageStream:
         """A stream of messages; the agent is given the greeting, which is not empty, and decides."""
         stream = MessageStream(self, self._new_number())
+        if self._is_over:
+            stream.close()
+            return stream
         self._ends[stream.number] = stream
         self._envelope.send(Kind.OPEN, stream.number, greeting)
         self._pump()
@@ -134,18 +144,22 @@ class Tunnel:
             if self._opened not in self._ends:
                 return self._opened
 
-    def send(self, number: int, data: memoryview) -> None:
-        for start in range(0, len(data), MAX_PAYLOAD):
-            self._envelope.send(Kind.DATA, number, data[start : start + MAX_PAYLOAD])
+    def send(self, end: "LocalEnd | MessageStream", data: memoryview | bytes, kind: Kind = Kind.DATA) -> None:
+        """At most MAX_PAYLOAD bytes. Where they have to wait for their turn, their end may send no more until
+        then: so each has its turn, however much another one sends."""
+        if self._is_full or self._waiting:
+            self._waiting.append((kind, end, bytes(data)))
+            end.let_send(False)
+        else:
+            self._envelope.send(kind, end.number, data)
         self._pump()
 
     def ended(self, end: "LocalEnd | MessageStream", status: bytes = b"") -> None:
         """It has ended here; the other end closes its own."""
         if self._ends.get(end.number) is end:
             del self._ends[end.number]
-            self._envelope.send(Kind.CLOSE, end.number, status)
+            self.send(end, status, Kind.CLOSE)
         self.hold()
-        self._pump()
 
     def hold(self) -> None:
         """Acknowledge nothing while one of them can't take what arrives."""
@@ -154,8 +168,14 @@ class Tunnel:
             self._envelope.beat()
             self._pump()
 
+    def end(self) -> None:
+        """There will be no other byte stream."""
+        self._is_over = True
+        self.close_connections()
+
     def close_connections(self) -> None:
         ends, self._ends = self._ends, {}
+        self._waiting.clear()
         for end in ends.values():
             self._close_end(end)
         self.hold()
@@ -171,7 +191,7 @@ class Tunnel:
             self._beats.cancel()
         for task in self._tasks:
             task.cancel()
-        self.close_connections()
+        self.end()
         self._stream = None
 
     async def closed(self) -> None:
@@ -242,11 +262,10 @@ class LocalEnd(Reader):
         self._early.clear()
         if self._closed:
             self._transport.close()
-        self.let_send(not self._tunnel.is_full)
         self._tunnel.hold()
 
     def take(self, data: memoryview) -> None:
-        self._tunnel.send(self.number, data)
+        self._tunnel.send(self, data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.full = False
