@@ -80,6 +80,19 @@ async def test_a_stopped_sandbox_leaves_nothing(engine: Engine) -> None:
     assert not folder.parent.exists()
 
 
+async def test_a_session_of_a_sandbox_that_was_stopped_says_so_at_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    sandbox = await environment().start()
+    async with Session(sandbox, environment().spec, echo) as session:
+        cell = asyncio.ensure_future(session.execute("import signal; print(1); signal.pause()"))
+        await asyncio.sleep(0)
+        await sandbox.stop()
+        with pytest.raises(SandboxLost, match=r"^the sandbox has been stopped$"):
+            await cell
+    assert not caplog.records
+
+
 async def test_the_policy_as_the_engine_has_it(container: DockerSandbox, engine: Engine) -> None:
     found = engine.api.inspect_container(container.container)
     host = found["HostConfig"]

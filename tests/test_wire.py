@@ -8,10 +8,12 @@ import pytest
 from rlm_agent.rpc.v1 import agent_pb2 as pb
 
 from rlm_core import limits
+from rlm_core.broker.call import Answer, Call, Failure
 from rlm_core.environment import Sandbox
 from rlm_core.errors import RLMError, SandboxLost
 from rlm_core.session import Session
 from rlm_core.transport.errors import KINDS, from_rpc_error
+from rlm_core.types import TokenUsage
 from tests.conftest import SPEC, Recorder, echo
 from tests.support.agent import RawHost
 from tests.support.relay import Relay
@@ -30,6 +32,45 @@ def test_every_grpc_status_is_mapped() -> None:
             grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), "\x1b[31mred")
         )
         assert isinstance(error, RLMError) and "\x1b" not in str(error) and "\\x1b" in str(error)
+
+
+async def test_a_connection_that_breaks_twice_in_a_row_can_be_closed(sandbox: Sandbox) -> None:
+    async with asyncio.timeout(20), Session(sandbox, SPEC, echo) as session:
+        for _ in range(2):
+            session.break_connection()
+            await asyncio.sleep(0)
+        assert (await session.execute("print(1)")).stdout == "1\n"
+        session.break_connection()
+
+
+async def test_answers_go_together_in_messages_that_an_agent_takes(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    write = Session._write_now
+
+    async def measured(self: Session, message: pb.ConnectRequest) -> None:
+        sizes.append(message.ByteSize())
+        await write(self, message)
+
+    monkeypatch.setattr(Session, "_write_now", measured)
+    asked, all_asked = 0, asyncio.Event()
+
+    async def answer(call: Call) -> Answer | Failure:
+        nonlocal asked
+        asked += 1
+        if asked == 256:
+            all_asked.set()
+        await all_asked.wait()
+        if call.prompt == "large":
+            return Answer("x" * (limits.MAX_REPLY - 100), "m", TokenUsage())
+        return Failure("PROVIDER", "\udc80" * limits.MAX_FAILURE_CHARS)
+
+    async with Session(sandbox, SPEC, answer) as session:
+        prompts = ["small"] * 254 + ["large", "small"]
+        result = await session.execute(f"print(sum(not each.ok for each in llm_query_batched({prompts})))")
+    assert result.stdout == "255\n", result
+    assert max(sizes) <= limits.MAX_BATCH_BYTES + limits.MAX_REPLY + 1_000
 
 
 async def test_versions_are_exchanged_and_a_mismatch_names_both(sandbox: Sandbox) -> None:
