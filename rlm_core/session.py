@@ -90,7 +90,8 @@ class Session:
         return self._spec.cell_timeout
 
     async def __aenter__(self) -> "Session":
-        await self._open_or_close()
+        if self._reader is None:  # a fork is open already
+            await self._open_or_close()
         return self
 
     async def __aexit__(self, *exc: object) -> None:

@@ -28,6 +28,15 @@ async def test_a_fork_of_an_idle_session_has_its_variables_and_not_its_fate(sess
     await fork.aclose()
 
 
+async def test_a_fork_is_open_already_and_entering_it_opens_no_second_stream(session: Session) -> None:
+    await session.execute("n = 1")
+    fork = await session.fork()
+    stream = fork._stream
+    async with fork:
+        assert fork._stream is stream
+        assert (await fork.execute("print(n)")).stdout == "1\n"
+
+
 async def test_forks_of_forks_all_end(sandbox: Sandbox) -> None:
     first = Session(sandbox, SPEC, echo)
     await first.open()
