@@ -351,7 +351,7 @@ class Session:
         assert self._stream is not None
         try:
             while (message := await self._stream.read()) is not grpc.aio.EOF:
-                if not isinstance(message, pb.ConnectResponse):  # gRPC gives None then
+                if not isinstance(message, pb.ConnectResponse) or not message.messages:  # gRPC gives None
                     raise SandboxLost("the agent sent what is no message of ours")
                 self._reconnects = 0
                 if len(message.messages) > limits.MAX_BATCH_MESSAGES:

@@ -89,8 +89,9 @@ def few_reconnects(monkeypatch: pytest.MonkeyPatch) -> None:
         b"\xff" * 1000,
         event(stdout=b"cut off")[:-3],
         event(cell_id="?").replace(b"?", b"\xff"),
+        b"",
     ],
-    ids=["H01: nested 20,000 deep", "a length beyond the end", "no message", "cut off", "H07: no UTF-8"],
+    ids=["H01: nested 20,000 deep", "a length beyond the end", "none", "cut off", "H07: no UTF-8", "empty"],
 )
 async def test_what_is_no_message_ends_the_session(answer: bytes) -> None:
     assert "no message of ours" in await lost_with(HostileAgent([answer]))

@@ -113,5 +113,6 @@ class MessageStream:
 
     def close(self, status: bytes = b"") -> None:
         self.closed, self.status, self.full = True, status, False
+        self._pending.clear()
         self._arrived.set()
         self._room.set()
