@@ -28,7 +28,7 @@ MAX_ID_CHARS = 256
 MAX_OPEN_CALL_BYTES = 96 << 20
 """Of the prompts of a session's calls at work; the agent holds back before (rlm_agent/limits.py: 64 MiB)."""
 MAX_UNSENT_BYTES = 256 << 20
-"""Of answers that an agent has not taken yet, when it makes another call."""
+"""Of answers that an agent has not taken yet, beyond which none of its calls begins."""
 
 MAX_FAILURE_CHARS = 2_000
 """Of the text of a failed call."""

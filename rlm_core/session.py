@@ -28,6 +28,7 @@ from rlm_core.tasks import finish_first
 from rlm_core.text import told, without_surrogates
 from rlm_core.transport.errors import RECONNECTABLE, from_rpc_error
 from rlm_core.transport.stream import Stream, error_of
+from rlm_core.unsent import Unsent
 from rlm_core.uploads import context_parts, file_parts, write_new
 
 log = logging.getLogger("rlm_core.session")
@@ -75,8 +76,7 @@ class Session:
         self._cell: RunningCell | None = None
         self._calls = OpenCalls()
         self._replies = Replies()
-        self._unsent: dict[str, pb.CallReply] = {}
-        """Answers that the agent has not taken from the stream yet."""
+        self._unsent = Unsent()
         self._sending: asyncio.Task[None] | None = None
         self._contexts = 0
         self._cells = 0
@@ -425,13 +425,11 @@ class Session:
             return
         if max(len(call.model), len(call.tool)) > limits.MAX_ID_CHARS:
             raise SandboxLost("the agent made a call with a name that is too long")
-        waiting = sum(len(reply.answer.text) for reply in self._unsent.values())
         if (
             len(self._calls) + len(self._unsent) >= limits.MAX_OPEN_CALLS
             or self._calls.bytes + len(call.prompt) > limits.MAX_OPEN_CALL_BYTES
-            or waiting > limits.MAX_UNSENT_BYTES
         ):
-            raise SandboxLost("the agent opened more calls at once than it may, or takes no answers")
+            raise SandboxLost("the agent opened more calls at once than it may")
         self._calls.start(call.call_id, len(call.prompt), self._answer(call))
 
     async def _answer(self, message: pb.Call) -> None:
@@ -445,6 +443,7 @@ class Session:
             depth=self._depth,
             tool=message.tool,
         )
+        await self._unsent.has_room.wait()
         try:
             reply = reply_message(call.id, await self._handle_call(call))
         except Exception as error:
@@ -456,7 +455,7 @@ class Session:
         self._send_soon(call.id, reply)
 
     def _send_soon(self, call_id: str, reply: pb.CallReply) -> None:
-        self._unsent[call_id] = reply
+        self._unsent.add(call_id, reply)
         if self._sending is None or self._sending.done():
             self._sending = asyncio.create_task(self._send_replies())
 
@@ -464,17 +463,8 @@ class Session:
         """All that are there by the time they can be written: a message costs more than what it carries."""
         async with self._write_turn:
             while self._unsent:
-                batch, size = pb.CallReplies(), 0
-                while (
-                    self._unsent
-                    and size < limits.MAX_BATCH_BYTES
-                    and len(batch.replies) < limits.MAX_BATCH_MESSAGES
-                ):
-                    reply = self._unsent.pop(next(iter(self._unsent)))
-                    batch.replies.append(reply)
-                    size += reply.ByteSize()
                 with contextlib.suppress(SandboxLost):  # told to whoever waits for the cell
-                    await self._write_now(pb.ConnectRequest(replies=batch))
+                    await self._write_now(pb.ConnectRequest(replies=self._unsent.take()))
 
     def _lose(self, error: SandboxLost) -> None:
         if self._lost is None:

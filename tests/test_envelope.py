@@ -306,6 +306,19 @@ def test_a_stream_of_frames_without_anything_in_them_is_given_up(what: str) -> N
         host.feed(one * (MAX_IDLE + 10))
 
 
+def test_empty_data_brings_nothing_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlm_agent.rpc.envelope.MAX_IDLE", 10)
+    host, agent = pair()
+    for payload, times in ((b"x", 100), (b"", 10)):
+        host.regular_beat()
+        for _ in range(times):
+            agent.send(Kind.DATA, 1, payload)
+        host.feed(agent.take(10_000))
+    agent.send(Kind.DATA, 1)
+    with pytest.raises(EnvelopeError, match="without anything in them"):
+        host.feed(agent.take(1))
+
+
 def test_acknowledgements_are_something(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rlm_agent.rpc.envelope.MAX_IDLE", 10)
     host, agent = pair()

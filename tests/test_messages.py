@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rlm_agent import errors
 from rlm_agent.direct import Direct, DirectCall
 from rlm_agent.rpc import tunnel as tunnels
-from rlm_agent.rpc.envelope import LINK_ID_BYTES, WINDOW, Envelope, EnvelopeError
+from rlm_agent.rpc.envelope import LINK_ID_BYTES, WINDOW, Envelope, EnvelopeError, Kind
 from rlm_agent.rpc.messages import MAX_MESSAGE, MAX_UNREAD, PREFIX, MessageStream
 from rlm_agent.rpc.tunnel import Dial, Serve, Tunnel
 from rlm_agent.rpc.v1 import agent_pb2 as pb
@@ -49,6 +49,15 @@ async def echo(stream: MessageStream, greeting: bytes) -> None:
     assert greeting == GREETING
     while (message := await stream.read()) is not None:
         await stream.write(message)
+
+
+@pytest.mark.parametrize("payload", [b"", GREETING], ids=["connection", "stream"])
+async def test_an_agent_opens_nothing(payload: bytes) -> None:
+    agent = Envelope(b"a" * LINK_ID_BYTES)
+    agent.send(Kind.OPEN, 1, payload)
+    host = Tunnel(Envelope(b"a" * LINK_ID_BYTES))
+    with pytest.raises(EnvelopeError, match="serves none"):
+        host.feed(agent.take(1))
 
 
 sizes = st.lists(

@@ -73,6 +73,47 @@ async def test_answers_go_together_in_messages_that_an_agent_takes(
     assert max(sizes) <= limits.MAX_BATCH_BYTES + limits.MAX_REPLY + 1_000
 
 
+async def test_a_call_while_many_answers_are_on_their_way_waits_for_them(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "MAX_UNSENT_BYTES", 1_000)
+    monkeypatch.setattr(limits, "MAX_BATCH_BYTES", 1)
+    first_sent, another_came = asyncio.Event(), asyncio.Event()
+    write, take_call = Session._write_now, Session._take_call
+
+    async def late(self: Session, message: pb.ConnectRequest) -> None:
+        if message.HasField("replies"):
+            await (another_came.wait() if first_sent.is_set() else asyncio.sleep(0))
+            first_sent.set()
+        await write(self, message)
+
+    def taken(self: Session, call: pb.Call) -> None:
+        take_call(self, call)
+        if call.prompt == b"another":
+            another_came.set()
+
+    monkeypatch.setattr(Session, "_write_now", late)
+    monkeypatch.setattr(Session, "_take_call", taken)
+
+    async def answer(call: Call) -> Answer | Failure:
+        if call.prompt == "one":
+            await first_sent.wait()
+        return Answer(call.prompt * 300, "m", TokenUsage())
+
+    code = """
+import threading
+answers = []
+many = threading.Thread(target=lambda: answers.extend(llm_query_batched(["one"] * 8)))
+many.start()
+small = [llm_query("first"), llm_query("another")]
+many.join()
+print(len(answers), *{len(each) for each in answers}, *map(len, small))
+"""
+    async with Session(sandbox, SPEC, answer) as session:
+        result = await session.execute(code)
+    assert result.stdout == "8 900 1500 2100\n", result
+
+
 async def test_versions_are_exchanged_and_a_mismatch_names_both(sandbox: Sandbox) -> None:
     host = RawHost(sandbox)
     response = await host.open("s1")

@@ -34,7 +34,7 @@ RECONNECTABLE = frozenset(
 
 def from_rpc_error(error: grpc.aio.AioRpcError) -> RLMError:
     kind = KINDS[error.code()]
-    detail = printable(one_line(error.details() or "no detail", MAX_DETAIL_CHARS))
+    detail = one_line(printable(error.details() or "no detail"), MAX_DETAIL_CHARS)
     if kind is SandboxLost:
         return SandboxLost(f"the agent in the sandbox did not answer ({error.code().name}): {detail}")
     return kind(detail)

@@ -177,6 +177,8 @@ class Envelope:
                     if self._received_bytes > 2 * WINDOW:
                         raise EnvelopeError("more bytes on their way than the window allows")
                     events.append(Arrived(kind, stream, payload))
+                    if kind is Kind.DATA and not payload:
+                        self._count_idle()
                 elif number > self._expected:
                     self._ask()
             else:

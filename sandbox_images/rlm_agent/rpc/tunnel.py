@@ -216,6 +216,8 @@ class Tunnel:
             connection = LocalEnd(self, event.stream)
             self._start(connection, self._connect(self._dial, connection), MAX_CONNECTIONS)
             self.hold()
+        elif event.kind is Kind.OPEN:
+            raise EnvelopeError("opened at an end that serves none")
 
     def _start(
         self, end: "LocalEnd | MessageStream", work: Coroutine[None, None, object], limit: int
