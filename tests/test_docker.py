@@ -17,8 +17,10 @@ from typing import Any
 import pytest
 import pytest_asyncio
 import trustme
+from rlm_agent.folders import CONTEXT_FOLDER, NOTE, SHORTCUT
 from rlm_environments.containers import profile
 from rlm_environments.containers.engine import Engine, _is_mended
+from rlm_environments.containers.shortcut import Shortcut
 from rlm_environments.docker import DockerEnvironment, DockerSandbox
 
 from rlm_core.environment import make_environment
@@ -110,6 +112,28 @@ async def test_the_policy_as_the_engine_has_it(container: DockerSandbox, engine:
     assert not own & set(os.environ) - {"PATH", "LANG", "HOME", "USER"}
 
 
+async def test_only_the_agent_takes_the_shortcut_past_the_engine(container: DockerSandbox) -> None:
+    assert container._shortcut.transport is not None
+    assert container.shared_folder is not None
+    assert [each.name for each in container.shared_folder.iterdir()] == [NOTE]
+    path = f"{CONTEXT_FOLDER}/{SHORTCUT}"
+    async with Session(container, environment().spec, echo) as session:
+        result = await session.execute(f"import socket; socket.socket(socket.AF_UNIX).connect({path!r})")
+    assert result.error is not None and result.error.type == "FileNotFoundError"
+
+
+async def test_without_the_shortcut_all_goes_over_stdio(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def too_long(self: Shortcut, path: Path) -> None:
+        raise OSError("AF_UNIX path too long")
+
+    monkeypatch.setattr(Shortcut, "listen", too_long)
+    sandbox = await environment().start()
+    assert sandbox._shortcut.transport is None and sandbox.shared_folder is not None
+    async with Session(sandbox, environment().spec, echo) as session:
+        assert (await session.execute("print(llm_query('hi'))")).stdout == "echo hi\n"
+    await sandbox.stop()
+
+
 @pytest.mark.parametrize("cell", ["import time; time.sleep(600)", "while True: pass"])
 async def test_a_sandbox_ends_at_the_end_of_its_lifetime(cell: str, engine: Engine) -> None:
     made = environment(lifetime=3)
@@ -121,13 +145,15 @@ async def test_a_sandbox_ends_at_the_end_of_its_lifetime(cell: str, engine: Engi
     await gone_within(engine, sandbox.id, 10)
 
 
-async def test_another_host_takes_a_sandbox_over(engine: Engine) -> None:
+@pytest.mark.parametrize("is_left", [True, False], ids=["left", "taken away"])
+async def test_another_host_takes_a_sandbox_over(is_left: bool, engine: Engine) -> None:
     first = await environment().start()
     session = Session(first, environment().spec, echo)
     await session.open()
     await session.execute("kept = 42")
     await session.put_context("one")
-    await first.let_go()
+    if is_left:
+        await first.let_go()
     second = await environment().attach(first.id, first.token)
     again = Session(second, environment().spec, echo, session_id=session.id)
     await again.open()
@@ -135,12 +161,14 @@ async def test_another_host_takes_a_sandbox_over(engine: Engine) -> None:
     assert await again.put_context("two") == 1
     assert (await again.execute("print(context_0, context)")).stdout == "one two\n"
     await again.aclose()
+    await first.let_go()
     await second.stop()
     assert not is_there(engine, first.id)
 
 
-async def test_a_connection_to_the_engine_that_breaks_costs_nothing(
-    container: DockerSandbox, recorder: Recorder
+@pytest.mark.parametrize("first", ["engine", "shortcut"])
+async def test_a_connection_that_breaks_costs_nothing(
+    first: str, container: DockerSandbox, recorder: Recorder
 ) -> None:
     answered = 0
 
@@ -158,7 +186,10 @@ async def test_a_connection_to_the_engine_that_breaks_costs_nothing(
         for number in (3, 13, 23):
             await recorder.saw(f"echo {number}\n")
             assert container._stream is not None
-            container._stream.transport.abort()
+            if first == "shortcut" and number == 3:
+                container._shortcut.close()
+            else:
+                container._stream.transport.abort()
         result = await running
         assert result.stdout == "".join(f"echo {n}\n" for n in range(40))
         assert answered == 40

@@ -1,8 +1,8 @@
 """`environment="docker"`: untrusted code in a container that has no network and nothing to steal.
 
-The engine may be local, remote or rootless: all that is needed of it is a container's stdin and stdout. The
-profile is in containers/profile.py; what the sandbox finds when it looks around is compared with it before
-anything runs.
+The engine may be local, remote or rootless: all that is needed of it is a container's stdin and stdout
+(containers/stream.py), and a local one can be gone past (containers/shortcut.py). The profile is in
+containers/profile.py; what the sandbox finds when it looks around is compared with it before anything runs.
 """
 
 import asyncio
@@ -12,12 +12,12 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import docker.errors
-from rlm_agent.folders import CONTEXT_FOLDER, NOTE
+from rlm_agent.folders import CONTEXT_FOLDER, NOTE, SHORTCUT
 
 from rlm_core import limits
 from rlm_core.environment import (
@@ -37,6 +37,7 @@ from rlm_environments.byte_stream import ByteStreamSandbox, nothing_left_of
 from rlm_environments.containers import image, profile
 from rlm_environments.containers.engine import LABEL, Engine
 from rlm_environments.containers.progress import steps
+from rlm_environments.containers.shortcut import Shortcut
 from rlm_environments.containers.stream import STDOUT, AttachedStream, plain_socket
 
 log = logging.getLogger("rlm_environments.docker")
@@ -140,12 +141,16 @@ class DockerSandbox(ByteStreamSandbox):
         self._spec = spec
         self._host = janitor.folder.name
         self._stream: AttachedStream | None = None
+        self._shortcut = Shortcut(self.on_stdout, self.link.set_stream_full, self._on_shortcut_lost)
         self._stopping = False
         self._reattaching: asyncio.Task[None] | None = None
 
     async def create(self, tag: str) -> None:
         """Create the container, attach, and start it."""
         context = await asyncio.to_thread(self._make_context_folder) if self._engine.is_local else None
+        with contextlib.suppress(OSError):  # all goes over stdio, then
+            if context is not None:
+                await self._shortcut.listen(context / SHORTCUT)
         track(self)
         self.container = await self._in_thread(lambda: self._create(tag, context))
         await self._attach()
@@ -193,6 +198,7 @@ class DockerSandbox(ByteStreamSandbox):
             "calls": "/tmp/.calls",
             "work": "/tmp",
             "shared": CONTEXT_FOLDER,
+            "shortcut": f"{CONTEXT_FOLDER}/{SHORTCUT}",
             "proxy_port": profile.PROXY_PORT if self._asked.allowlist is not None else 0,
             "start_ahead": True,
             "lifetime": self._spec.lifetime or 0.0,
@@ -204,6 +210,11 @@ class DockerSandbox(ByteStreamSandbox):
         if greeting.get("shared") == self.id:
             self.shared_folder = self.link.folder / "context"
         return greeting
+
+    async def way(
+        self, stream: asyncio.WriteTransport, greeting: Mapping[str, Any]
+    ) -> asyncio.WriteTransport:
+        return await self._shortcut.connection(is_made=greeting.get("shortcut") is True) or stream
 
     async def take_over(self) -> None:
         found = {each.id: each for each in await asyncio.to_thread(_running, self._engine)}
@@ -236,6 +247,7 @@ class DockerSandbox(ByteStreamSandbox):
         if self._reattaching is not None:
             self._reattaching.cancel()
         await self.close_link()
+        self._shortcut.close()
         if self._stream is not None:
             self._stream.transport.abort()
             await self._stream.closed.wait()
@@ -273,8 +285,14 @@ class DockerSandbox(ByteStreamSandbox):
         if self._stream is not None and not self.ended.is_set():
             self._stream.transport.abort()
 
+    def _on_shortcut_lost(self) -> None:
+        """The container has ended, or another host has taken it over: go on, or hear of it, over stdio."""
+        if self._stream is not None:
+            self._stream.transport.abort()
+
     def _on_lost(self) -> None:
         """The attach connection has ended, and with it the container or only the connection."""
+        self._shortcut.close()
         self.link.disconnected(f"the container has ended{self._because()}")
         if not self._stopping and self._reattaching is None:
             self._reattaching = asyncio.ensure_future(self._reattach())

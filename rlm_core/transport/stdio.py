@@ -49,9 +49,7 @@ class StdioLink:
             SandboxLost: it said something else.
         """
         stream.write(json.dumps(dict(config)).encode() + b"\n")
-        greeting = await self._greeted
-        await self.resume(stream)
-        return greeting
+        return await self._greeted
 
     async def resume(self, stream: asyncio.WriteTransport) -> None:
         """Go on over this stream: the first one after `begin`, or a new one after one that broke."""

@@ -58,7 +58,8 @@ async def serve(config: AgentConfig, supervisor: socket.socket | None) -> None:
     stdio = (
         Stdio(address, Direct(service.Connect, config.token).serve, config.lease) if config.stdio else None
     )
-    hello = {"agent_build": agent_build(), "nonce": config.nonce, "posture": posture}
+    shortcut = stdio is not None and await stdio.take_shortcut(config.shortcut)
+    hello = {"agent_build": agent_build(), "nonce": config.nonce, "posture": posture, "shortcut": shortcut}
     if config.start_ahead:
         service.start_ahead()
     print(json.dumps({**hello, "shared": folders.shared_note()}), flush=True)

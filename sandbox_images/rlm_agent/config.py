@@ -32,6 +32,8 @@ class AgentConfig:
     """Pid of the host, to go with it."""
     stdio: bool = False
     """gRPC comes in on stdin and stdout, not by dialling the socket."""
+    shortcut: str = ""
+    """Unix socket of a host on the same machine, to use instead of stdin and stdout; empty: there is none."""
     port: int = 0
     """gRPC also comes in here, from a provider's tunnel; 0: there is none."""
     probe_outside: bool = False

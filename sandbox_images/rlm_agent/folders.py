@@ -11,6 +11,8 @@ CONTEXT_FOLDER = "/context"
 NOTE = "nonce"
 """A file in the shared folder: an agent that can say what is in it really shares the folder with the host."""
 NOTE_BYTES = 64
+SHORTCUT = "shortcut"
+"""A unix socket in the shared folder, where the host waits for the agent, and for nobody after it."""
 
 
 @dataclass(frozen=True, slots=True)
