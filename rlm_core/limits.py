@@ -28,7 +28,8 @@ MAX_ID_CHARS = 256
 MAX_OPEN_CALL_BYTES = 96 << 20
 """Of the prompts of a session's calls at work; the agent holds back before (rlm_agent/limits.py: 64 MiB)."""
 MAX_UNSENT_BYTES = 256 << 20
-"""Of answers that an agent has not taken yet, beyond which none of its calls begins."""
+"""Of answers that an agent has not taken yet, beyond which none of its calls begins. Those that had begun by
+then may each have an answer of MAX_REPLY; the broker's limits say how many that are at once."""
 
 MAX_FAILURE_CHARS = 2_000
 """Of the text of a failed call."""

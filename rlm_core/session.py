@@ -433,26 +433,26 @@ class Session:
         self._calls.start(call.call_id, len(call.prompt), self._answer(call))
 
     async def _answer(self, message: pb.Call) -> None:
-        call = Call(
-            id=message.call_id,
-            session_id=self.id,
-            cell_id=message.cell_id,
-            kind=KINDS.get(message.kind, ""),
-            prompt=message.prompt.decode("utf-8", "replace"),
-            model=message.model or None,
-            depth=self._depth,
-            tool=message.tool,
-        )
-        await self._unsent.has_room.wait()
-        try:
-            reply = reply_message(call.id, await self._handle_call(call))
-        except Exception as error:
-            # A client or a tool of somebody else's: one query has failed, and its cell must hear of it.
-            log.exception("call %s failed", told(call.id))
-            reply = reply_message(call.id, Failure("PROVIDER", f"{type(error).__name__}: {error}"))
-        self._replies.add(call.id, reply)
-        self._calls.answered(call.id)
-        self._send_soon(call.id, reply)
+        async with self._unsent.room():
+            call = Call(
+                id=message.call_id,
+                session_id=self.id,
+                cell_id=message.cell_id,
+                kind=KINDS.get(message.kind, ""),
+                prompt=message.prompt.decode("utf-8", "replace"),
+                model=message.model or None,
+                depth=self._depth,
+                tool=message.tool,
+            )
+            try:
+                reply = reply_message(call.id, await self._handle_call(call))
+            except Exception as error:
+                # A client or a tool of somebody else's: one query has failed, and its cell must hear of it.
+                log.exception("call %s failed", told(call.id))
+                reply = reply_message(call.id, Failure("PROVIDER", f"{type(error).__name__}: {error}"))
+            self._replies.add(call.id, reply)
+            self._calls.answered(call.id)
+            self._send_soon(call.id, reply)
 
     def _send_soon(self, call_id: str, reply: pb.CallReply) -> None:
         self._unsent.add(call_id, reply)

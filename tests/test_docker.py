@@ -123,15 +123,17 @@ async def test_only_the_agent_takes_the_shortcut_past_the_engine(container: Dock
 
 
 async def test_without_the_shortcut_all_goes_over_stdio(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def too_long(self: Shortcut, path: Path) -> None:
+    def too_long(self: Shortcut, path: Path) -> None:
         raise OSError("AF_UNIX path too long")
 
     monkeypatch.setattr(Shortcut, "listen", too_long)
     sandbox = await environment().start()
-    assert sandbox._shortcut.transport is None and sandbox.shared_folder is not None
-    async with Session(sandbox, environment().spec, echo) as session:
-        assert (await session.execute("print(llm_query('hi'))")).stdout == "echo hi\n"
-    await sandbox.stop()
+    try:
+        assert sandbox._shortcut.transport is None and sandbox.shared_folder is not None
+        async with Session(sandbox, environment().spec, echo) as session:
+            assert (await session.execute("print(llm_query('hi'))")).stdout == "echo hi\n"
+    finally:
+        await sandbox.stop()
 
 
 @pytest.mark.parametrize("cell", ["import time; time.sleep(600)", "while True: pass"])

@@ -60,6 +60,18 @@ async def test_an_agent_opens_nothing(payload: bytes) -> None:
         host.feed(agent.take(1))
 
 
+@pytest.mark.parametrize("kind", [Kind.DATA, Kind.CLOSE])
+async def test_frames_for_nobody_are_counted(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlm_agent.rpc.envelope.MAX_IDLE", 10)
+    agent, host = Envelope(b"a" * LINK_ID_BYTES), Tunnel(Envelope(b"a" * LINK_ID_BYTES))
+    for _ in range(10):
+        agent.send(kind, 7, b"x")
+    host.feed(agent.take(10_000))
+    agent.send(kind, 7, b"x")
+    with pytest.raises(EnvelopeError, match="than a stream needs"):
+        host.feed(agent.take(1))
+
+
 sizes = st.lists(
     st.sampled_from([0, 1, 100, 65_530, 65_531, 65_536, 200_000]) | st.integers(0, 3000), max_size=12
 )

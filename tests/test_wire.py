@@ -79,11 +79,15 @@ async def test_a_call_while_many_answers_are_on_their_way_waits_for_them(
     monkeypatch.setattr(limits, "MAX_UNSENT_BYTES", 1_000)
     monkeypatch.setattr(limits, "MAX_BATCH_BYTES", 1)
     first_sent, another_came = asyncio.Event(), asyncio.Event()
+    begun: list[str] = []
+    waiting: list[bool] = []
     write, take_call = Session._write_now, Session._take_call
 
     async def late(self: Session, message: pb.ConnectRequest) -> None:
         if message.HasField("replies"):
-            await (another_came.wait() if first_sent.is_set() else asyncio.sleep(0))
+            if first_sent.is_set():
+                await another_came.wait()
+                waiting.append(begun.count("another") == 0)
             first_sent.set()
         await write(self, message)
 
@@ -96,6 +100,7 @@ async def test_a_call_while_many_answers_are_on_their_way_waits_for_them(
     monkeypatch.setattr(Session, "_take_call", taken)
 
     async def answer(call: Call) -> Answer | Failure:
+        begun.append(call.prompt)
         if call.prompt == "one":
             await first_sent.wait()
         return Answer(call.prompt * 300, "m", TokenUsage())
@@ -112,6 +117,7 @@ print(len(answers), *{len(each) for each in answers}, *map(len, small))
     async with Session(sandbox, SPEC, answer) as session:
         result = await session.execute(code)
     assert result.stdout == "8 900 1500 2100\n", result
+    assert waiting[:6] == [True] * 6  # while more than 1,000 of the 7,200 bytes were there
 
 
 async def test_versions_are_exchanged_and_a_mismatch_names_both(sandbox: Sandbox) -> None:

@@ -79,14 +79,12 @@ class ByteStreamSandbox(Sandbox):
         greeting = await self.link.begin(stream, {**common, **config})
         if greeting.get("nonce") != self.id:
             raise SandboxLost(f"what runs in {self.called} is not the agent that was started")
-        await self.link.resume(await self.way(stream, greeting))
+        await self.link.resume(await self.stream_after(greeting) or stream)
         return greeting
 
-    async def way(
-        self, stream: asyncio.WriteTransport, greeting: Mapping[str, Any]
-    ) -> asyncio.WriteTransport:
-        """Where to write to from now on: a shorter way than the agent's stdin, where there is one."""
-        return stream
+    async def stream_after(self, greeting: Mapping[str, Any]) -> asyncio.WriteTransport | None:
+        """To use from now on instead of the one that the agent was configured on; None: there is no other."""
+        return None
 
     def on_stdout(self, data: bytes | memoryview) -> None:
         if self.ended.is_set():

@@ -150,7 +150,7 @@ class DockerSandbox(ByteStreamSandbox):
         context = await asyncio.to_thread(self._make_context_folder) if self._engine.is_local else None
         with contextlib.suppress(OSError):  # all goes over stdio, then
             if context is not None:
-                await self._shortcut.listen(context / SHORTCUT)
+                self._shortcut.listen(context / SHORTCUT)
         track(self)
         self.container = await self._in_thread(lambda: self._create(tag, context))
         await self._attach()
@@ -211,10 +211,9 @@ class DockerSandbox(ByteStreamSandbox):
             self.shared_folder = self.link.folder / "context"
         return greeting
 
-    async def way(
-        self, stream: asyncio.WriteTransport, greeting: Mapping[str, Any]
-    ) -> asyncio.WriteTransport:
-        return await self._shortcut.connection(is_made=greeting.get("shortcut") is True) or stream
+    async def stream_after(self, greeting: Mapping[str, Any]) -> asyncio.WriteTransport | None:
+        shortcut = await self._shortcut.connection(is_made=greeting.get("shortcut") is True)
+        return shortcut or (self._stream.transport if self._stream is not None else None)
 
     async def take_over(self) -> None:
         found = {each.id: each for each in await asyncio.to_thread(_running, self._engine)}
@@ -286,9 +285,9 @@ class DockerSandbox(ByteStreamSandbox):
             self._stream.transport.abort()
 
     def _on_shortcut_lost(self) -> None:
-        """The container has ended, or another host has taken it over: go on, or hear of it, over stdio."""
-        if self._stream is not None:
-            self._stream.transport.abort()
+        """Go on over stdio, or hear there that the container has ended, and why."""
+        if self._stream is not None and not self._stream.closed.is_set() and not self._stopping:
+            self.link.move(self._stream.transport)
 
     def _on_lost(self) -> None:
         """The attach connection has ended, and with it the container or only the connection."""

@@ -60,12 +60,17 @@ class StdioLink:
             self._tunnel.keep(self.lease)
         self._tunnel.connected(stream)
 
+    def move(self, stream: asyncio.WriteTransport) -> None:
+        """Go on over this stream, which was there beside the one that has ended; nothing before `resume`."""
+        if self._server is not None:
+            self._tunnel.connected(stream)
+
     def stream(self, token: str) -> DirectStream:
         """A stream of a session, for whoever has the sandbox's token."""
         return DirectStream(self._tunnel.open_stream(token.encode()), lambda: self._is_closed)
 
     def feed(self, data: bytes | memoryview) -> None:
-        """What the agent's stdout brought.
+        """What the agent's stdout brought, or what is used instead.
 
         Raises:
             SandboxLost: the agent breaks the protocol.

@@ -31,7 +31,7 @@ class AgentConfig:
     parent: int | None = None
     """Pid of the host, to go with it."""
     stdio: bool = False
-    """gRPC comes in on stdin and stdout, not by dialling the socket."""
+    """The host comes by stdin and stdout (or the shortcut), not by dialling the socket."""
     shortcut: str = ""
     """Unix socket of a host on the same machine, to use instead of stdin and stdout; empty: there is none."""
     port: int = 0

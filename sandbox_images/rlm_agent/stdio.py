@@ -1,4 +1,5 @@
-"""The agent's end of the byte stream on its stdin and stdout, and the lease that it keeps alive."""
+"""The agent's end of the byte stream to its host, and the lease that it keeps alive: on stdin and stdout, or
+beside them on a unix socket of a host on the same machine."""
 
 import asyncio
 import contextlib
@@ -12,7 +13,7 @@ from rlm_agent.rpc.tunnel import Serve, Tunnel
 
 
 class Stdio:
-    """`ended` is set when the host is gone: its stream has ended, or nothing came for a lease."""
+    """`ended` is set when the host is gone: stdin has ended, or nothing came for a lease."""
 
     def __init__(self, server: Path, serve: Serve, lease: float) -> None:
         loop = asyncio.get_running_loop()
@@ -39,8 +40,7 @@ class Stdio:
         loop = asyncio.get_running_loop()
         with contextlib.suppress(OSError):
             os.set_blocking(0, False)
-        output = lambda: _Output(self._tunnel)  # noqa: E731
-        self._stdout, _ = await loop.connect_write_pipe(output, os.fdopen(1, "wb", 0))
+        self._stdout, _ = await loop.connect_write_pipe(lambda: _Output(self._tunnel), os.fdopen(1, "wb", 0))
         if self._shortcut is None:
             self._tunnel.connected(self._stdout)
         if self._lease:

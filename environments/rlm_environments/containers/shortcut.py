@@ -2,11 +2,12 @@
 
 Between a container's stdio and us are two processes of the engine's, which copy all that passes: 0.3 ms for a
 message and its answer (measured). The agent of a container that has our folder connects to a socket in it,
-before there is any session. It is let in once; then the name is gone, and nobody listens any more. All that
-goes wrong (another user namespace, gVisor, SELinux) leaves us with stdio, over which everything works, too.
+before any cell. It is let in once; then the name is gone, and nobody listens any more. All that goes wrong
+(another user namespace, gVisor, SELinux) leaves us with stdio, over which everything works, too.
 """
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,7 @@ CONNECT_MODE = CONTEXT_MODE | 0o020
 
 
 class Shortcut(Reader):
-    """Listens for one connection, and is it then."""
+    """Where an agent may connect, once, and its connection."""
 
     def __init__(
         self,
@@ -31,66 +32,79 @@ class Shortcut(Reader):
     ) -> None:
         super().__init__(read_buffer())
         self._on_data, self._on_full, self._on_lost = on_data, on_full, on_lost
-        self._path: Path | None = None
-        self._server: asyncio.Server | None = None
-        self._made = asyncio.Event()
         self.transport: asyncio.Transport | None = None
+        """While there is a connection."""
+        self._path: Path | None = None
+        self._listener: socket.socket | None = None
+        self._accepted: asyncio.Task[object] | None = None
+        self._settled = asyncio.Event()
+        """Whether there has been a connection, or will be none."""
 
-    async def listen(self, path: Path) -> None:
+    def listen(self, path: Path) -> None:
         """Raises OSError, as for a path that is too long for a socket."""
-        loop = asyncio.get_running_loop()
-        self._path = path
-        self._server = await loop.create_unix_server(lambda: self, sock=_socket_at(path), backlog=1)
+        listener = socket.socket(socket.AF_UNIX)
+        try:
+            listener.bind(str(path))
+            path.chmod(CONNECT_MODE)
+            listener.listen(1)
+        except OSError:
+            listener.close()
+            raise
+        listener.setblocking(False)
+        self._path, self._listener = path, listener
+        asyncio.get_running_loop().add_reader(listener, self._accept)
 
     async def connection(self, *, is_made: bool) -> asyncio.Transport | None:
-        """What the agent has made, if it says that it has. From here on nobody else can."""
-        try:
-            if is_made and self._server is not None:
-                await self._made.wait()
-            return self.transport
-        finally:
-            self._stop_listening()
+        """The agent's, which has told whether it has made one. From here on nobody can."""
+        if is_made and (self._listener is not None or self._accepted is not None):
+            await self._settled.wait()
+        self._stop_listening()
+        is_there = self.transport is not None and not self.transport.is_closing()
+        return self.transport if is_made and is_there else None
 
     def close(self) -> None:
+        self._settled.set()
         self._stop_listening()
         if self.transport is not None:
             self.transport.abort()
 
+    def _accept(self) -> None:
+        if self._listener is None:
+            return
+        with contextlib.suppress(OSError):  # it has gone again
+            sock = self._listener.accept()[0]
+            self._stop_listening()
+            connecting = asyncio.get_running_loop().connect_accepted_socket(lambda: self, sock)
+            self._accepted = asyncio.ensure_future(connecting)
+
     def _stop_listening(self) -> None:
-        if self._server is not None:
-            self._server.close()
-            self._server = None
-        if self._path is not None:
+        if self._listener is not None and self._path is not None:
+            asyncio.get_running_loop().remove_reader(self._listener)
+            self._listener.close()
             self._path.unlink(missing_ok=True)
+            self._listener = None
 
     # -- the connection
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         made = cast(asyncio.Transport, transport)
-        if self._made.is_set():
+        if self._settled.is_set():  # closed meanwhile
             made.abort()
-        self.transport = self.transport or made
-        self._made.set()
+        else:
+            self.transport = made
+            self._settled.set()
 
     def take(self, data: memoryview) -> None:
-        self._on_data(data)
+        if self.transport is not None:
+            self._on_data(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._on_lost()
+        if self.transport is not None:
+            self.transport = None
+            self._on_lost()
 
     def pause_writing(self) -> None:
         self._on_full(True)
 
     def resume_writing(self) -> None:
         self._on_full(False)
-
-
-def _socket_at(path: Path) -> socket.socket:
-    made = socket.socket(socket.AF_UNIX)
-    try:
-        made.bind(str(path))
-        path.chmod(CONNECT_MODE)
-    except OSError:
-        made.close()
-        raise
-    return made

@@ -40,8 +40,8 @@ ACK_BYTES = WINDOW // 8
 MAX_DAMAGED = 1_000
 """Frames in the life of a link: each costs a checksum of up to 64 KiB, and its sender only a few bytes."""
 MAX_IDLE = 100_000
-"""Frames that bring nothing and acknowledge nothing, and places without a frame, between two regular beats:
-each takes this end some 10 µs."""
+"""Frames that bring nothing and acknowledge nothing, or are for nobody, and places without a frame, between
+two regular beats: each takes this end some 10 µs."""
 MAX_CONTROL = 8
 """Control frames that wait for the stream to take them; more would repeat these."""
 
@@ -178,7 +178,7 @@ class Envelope:
                         raise EnvelopeError("more bytes on their way than the window allows")
                     events.append(Arrived(kind, stream, payload))
                     if kind is Kind.DATA and not payload:
-                        self._count_idle()
+                        self.count_idle()
                 elif number > self._expected:
                     self._ask()
             else:
@@ -186,7 +186,7 @@ class Envelope:
                 if self._take_control(kind, number, payload):
                     events = [Restarted()]
                 if len(self._unacknowledged) == left:
-                    self._count_idle()
+                    self.count_idle()
         if not self.held and self._received_bytes >= ACK_BYTES:
             self.beat()
         return events
@@ -210,13 +210,14 @@ class Envelope:
                     self._damaged += 1
                     if self._damaged > MAX_DAMAGED:
                         raise EnvelopeError("more damaged frames than a stream has by accident")
-                self._count_idle()
+                self.count_idle()
                 start = _next_magic(pending, start + 1)
                 self._ask()
         finally:
             del pending[:start]
 
-    def _count_idle(self) -> None:
+    def count_idle(self) -> None:
+        """One more frame for nothing. Raises EnvelopeError when there are too many."""
         self._idle += 1
         if self._idle > MAX_IDLE:
             raise EnvelopeError("more frames without anything in them than a stream needs")

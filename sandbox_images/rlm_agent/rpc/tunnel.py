@@ -218,6 +218,8 @@ class Tunnel:
             self.hold()
         elif event.kind is Kind.OPEN:
             raise EnvelopeError("opened at an end that serves none")
+        else:
+            self._envelope.count_idle()  # for one that has been closed here, or was never there
 
     def _start(
         self, end: "LocalEnd | MessageStream", work: Coroutine[None, None, object], limit: int
