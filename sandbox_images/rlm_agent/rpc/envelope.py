@@ -85,7 +85,6 @@ class Envelope:
         self._reset(link_id)
         self._pending = bytearray()
         self._past: set[bytes] = set()
-        self._damaged = 0
         self._idle = 0
         self._waiting = False
         """Whether no frame has come to its end since the last beat."""
@@ -105,6 +104,7 @@ class Envelope:
         self._acknowledged = 0
         self._received_bytes = 0
         self._asked = False
+        self._damaged = 0
 
     # -- out
 
