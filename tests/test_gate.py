@@ -62,7 +62,11 @@ async def tunnel(proxy: int, server: int) -> Streams:
     """A connection that is open to the server; its first message looks like TLS to an address."""
     reader, writer = await asyncio.open_connection("127.0.0.1", proxy)
     writer.write(connect_to(f"127.0.0.1:{server}"))
-    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+    try:
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+    except BaseException:
+        await ended(writer)
+        raise
     writer.write(hello(None))
     return reader, writer
 

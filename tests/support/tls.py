@@ -32,8 +32,10 @@ async def serving(handle: Handler, context: ssl.SSLContext | None = None) -> Asy
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         running.add(cast("asyncio.Task[None]", asyncio.current_task()))
-        await handle(reader, writer)
-        await ended(writer)
+        try:
+            await handle(reader, writer)
+        finally:
+            await ended(writer)
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context) as server:
         yield server.sockets[0].getsockname()[1]
