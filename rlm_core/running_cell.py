@@ -21,15 +21,27 @@ STATUSES = {
 
 
 class RunningCell:
-    """`result` is set when the cell has ended."""
-
     def __init__(self, request: pb.ExecuteCell, observer: Observer) -> None:
         self.id = request.cell_id
-        self.result: asyncio.Future[CellResult] = asyncio.get_running_loop().create_future()
+        self._ended = asyncio.Event()
+        self._outcome: CellResult | SandboxLost | None = None
         self._request = request
         self._events = 0
         self._stdout = _Stream(observer, is_error=False)
         self._stderr = _Stream(observer, is_error=True)
+
+    async def result(self) -> CellResult:
+        """When it has ended. Raises SandboxLost when its session is lost before."""
+        await self._ended.wait()
+        assert self._outcome is not None
+        if isinstance(self._outcome, SandboxLost):
+            raise self._outcome
+        return self._outcome
+
+    def end(self, outcome: CellResult | SandboxLost) -> None:
+        """The first outcome stays."""
+        self._outcome = self._outcome or outcome
+        self._ended.set()
 
     def continuation(self) -> pb.ExecuteCell:
         """The same request, from the first event that has not arrived."""
@@ -52,8 +64,8 @@ class RunningCell:
             self._stdout.add(event.stdout)
         elif kind == "stderr":
             self._stderr.add(event.stderr)
-        elif kind == "finished" and not self.result.done():
-            self.result.set_result(self._finish(event.finished))
+        elif kind == "finished":
+            self.end(self._finish(event.finished))
 
     def _finish(self, end: pb.CellFinished) -> CellResult:
         has_error = end.HasField("error")

@@ -226,14 +226,13 @@ class Session:
         self, cell: RunningCell, seconds: float, request: pb.ConnectRequest | None = None
     ) -> CellResult:
         """The agent ends a cell whose time is up; one that does not, or does not even read, is broken."""
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds + self._spec.interrupt_grace + limits.CELL_GRACE_SECONDS):
                 if request is not None:
                     await self._write(request)
-                return await asyncio.shield(cell.result)
-        except TimeoutError:
-            self._lose(SandboxLost("the agent did not end a cell whose time was up"))
-            raise cell.result.exception() or SandboxLost("the session is over") from None
+                return await cell.result()
+        self._lose(SandboxLost("the agent did not end a cell whose time was up"))
+        return await cell.result()
 
     async def _stop_cell(self, cell: RunningCell) -> None:
         """Interrupt a cell that nobody waits for any more, and see it end: the session can be used again."""
@@ -470,8 +469,8 @@ class Session:
         if self._lost is None:
             self._lost = error
         self._calls.cancel_all()
-        if self._cell is not None and not self._cell.result.done():
-            self._cell.result.set_exception(self._lost)
+        if self._cell is not None:
+            self._cell.end(self._lost)
 
     async def _ask(self, method: Any, request: Any, timeout: float = limits.START_SECONDS) -> Any:
         try:
