@@ -148,7 +148,7 @@ async def test_a_sandbox_ends_at_the_end_of_its_lifetime(cell: str, engine: Engi
 
 
 @pytest.mark.parametrize("is_left", [True, False], ids=["left", "taken away"])
-async def test_another_host_takes_a_sandbox_over(is_left: bool, engine: Engine) -> None:
+async def test_another_host_takes_a_sandbox_over(is_left: bool, engine: Engine, recorder: Recorder) -> None:
     first = await environment().start()
     session = Session(first, environment().spec, echo)
     await session.open()
@@ -156,9 +156,17 @@ async def test_another_host_takes_a_sandbox_over(is_left: bool, engine: Engine) 
     await session.put_context("one")
     if is_left:
         await first.let_go()
+    else:
+        beside = Session(first, environment().spec, echo, observer=recorder)
+        await beside.open()
+        busy = asyncio.create_task(beside.execute("print('busy')\nimport time; time.sleep(600)"))
+        await recorder.saw("busy\n")
     second = await environment().attach(first.id, first.token)
     again = Session(second, environment().spec, echo, session_id=session.id)
     await again.open()
+    if not is_left:
+        with pytest.raises(SandboxLost, match="another host has taken the container over"):
+            await busy
     assert (await again.execute("print(kept)")).stdout == "42\n"
     assert await again.put_context("two") == 1
     assert (await again.execute("print(context_0, context)")).stdout == "one two\n"

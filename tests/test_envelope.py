@@ -19,6 +19,7 @@ from rlm_agent.rpc.envelope import (
     EnvelopeError,
     Kind,
     Restarted,
+    TakenOver,
 )
 from rlm_agent.rpc.tunnel import Tunnel
 
@@ -221,6 +222,38 @@ def test_a_host_that_was_taken_over_can_not_come_back() -> None:
     arrived: list[bytes] = []
     settle(new, agent, [], arrived)
     assert arrived == [b"still here"]
+
+
+def test_a_host_is_told_that_it_was_taken_over() -> None:
+    old, agent = pair()
+    agent.send(Kind.DATA, 1, b"for the old one")
+    earlier = agent.take(1 << 20)
+    new = Envelope(b"f" * LINK_ID_BYTES)
+    new.hello()
+    agent.beat()
+    before = agent.take(1 << 20)
+    agent.feed(new.take(1))
+    welcome = agent.take(1 << 20)
+    new.feed(earlier + before + welcome)  # of the old host's, before its own: nothing to a new one
+    assert old.feed(earlier + before) != []
+    with pytest.raises(TakenOver):
+        old.feed(welcome)
+
+
+def test_a_host_that_reads_a_stream_from_its_beginning_is_not_told_so() -> None:
+    old, agent = pair()
+    old.hello()
+    agent.feed(old.take(1))
+    history = agent.take(1 << 20)
+    new = Envelope(b"f" * LINK_ID_BYTES)
+    new.hello()
+    agent.feed(new.take(1))
+    history += agent.take(1 << 20)
+    new.feed(history)
+    new.hello()
+    new.feed(history)
+    with pytest.raises(TakenOver):
+        new.feed(history)
 
 
 async def test_silence_is_told_at_both_ends() -> None:

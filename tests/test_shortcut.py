@@ -10,6 +10,8 @@ import pytest
 import pytest_asyncio
 from rlm_environments.containers.shortcut import Shortcut
 
+from rlm_core.errors import SandboxLost
+
 
 class Heard:
     def __init__(self) -> None:
@@ -92,6 +94,14 @@ async def test_one_that_never_comes_is_waited_for_until_the_end(shortcut: Shortc
     assert not waiting.done()
     shortcut.close()
     assert await waiting is None
+
+
+async def test_an_agent_that_says_falsely_that_it_has_made_one_is_not_waited_for_long(
+    shortcut: Shortcut, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rlm_environments.containers.shortcut.SETTLE_SECONDS", 0.05)
+    with pytest.raises(SandboxLost, match="says that it has connected"):
+        await shortcut.connection(is_made=True)
 
 
 async def test_after_the_end_nobody_is_let_in(shortcut: Shortcut, heard: Heard, tmp_path: Path) -> None:

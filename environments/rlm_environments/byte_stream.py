@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc.aio
+from rlm_agent.rpc.envelope import TakenOver
 
 from rlm_core.egress.allowlist import Allowlist
 from rlm_core.egress.gate import Gate
@@ -39,6 +40,8 @@ class ByteStreamSandbox(Sandbox):
         self.channel = self.link.channel
         self._stderr = bytearray()
         self.ended = asyncio.Event()
+        self._is_taken = False
+        """Whether another host has it now, as the agent says."""
         self._gate: Gate | None = None
 
     def open_gate(self, allowlist: Allowlist | None) -> None:
@@ -58,16 +61,18 @@ class ByteStreamSandbox(Sandbox):
         if wait:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.ended.wait(), wait)
-        return f"{self.called} has ended{self._because()}" if self.ended.is_set() else ""
+        return self._end() if self.ended.is_set() else ""
 
     def last_words(self) -> str:
         """The end of what the agent wrote to stderr."""
         lines = printable(self._stderr.decode("utf-8", "replace")).strip().splitlines()
         return one_line(lines[-1], 300) if lines else ""
 
-    def _because(self) -> str:
+    def _end(self) -> str:
+        if self._is_taken:
+            return f"another host has taken {self.called} over"
         words = self.last_words()
-        return f": {words}" if words else ""
+        return f"{self.called} has ended{': ' if words else ''}{words}"
 
     async def configure(self, stream: asyncio.WriteTransport, config: Mapping[str, Any]) -> dict[str, Any]:
         """Configure the agent; what it says of itself and found out.
@@ -91,6 +96,9 @@ class ByteStreamSandbox(Sandbox):
             return  # it has broken the protocol, and may say more for as long as it likes
         try:
             self.link.feed(data)
+        except TakenOver:
+            self._is_taken = True
+            self.has_ended("")
         except SandboxLost as lost:
             self.has_ended(str(lost))
 
@@ -108,7 +116,7 @@ class ByteStreamSandbox(Sandbox):
         if why:
             self.on_stderr(f"\n{why}".encode())
         self.ended.set()
-        self.link.disconnected(f"{self.called} has ended{self._because()}")
+        self.link.disconnected(self._end())
         self.link.end()
 
     async def close_link(self) -> None:

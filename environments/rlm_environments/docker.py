@@ -292,7 +292,7 @@ class DockerSandbox(ByteStreamSandbox):
     def _on_lost(self) -> None:
         """The attach connection has ended, and with it the container or only the connection."""
         self._shortcut.close()
-        self.link.disconnected(f"the container has ended{self._because()}")
+        self.link.disconnected(self._end())
         if not self._stopping and self._reattaching is None:
             self._reattaching = asyncio.ensure_future(self._reattach())
 

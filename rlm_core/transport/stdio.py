@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc.aio
-from rlm_agent.rpc.envelope import LINK_ID_BYTES, Envelope, EnvelopeError
+from rlm_agent.rpc.envelope import LINK_ID_BYTES, Envelope, EnvelopeError, TakenOver
 from rlm_agent.rpc.tunnel import Tunnel
 
 from rlm_core import limits
@@ -74,12 +74,15 @@ class StdioLink:
 
         Raises:
             SandboxLost: the agent breaks the protocol.
+            TakenOver: another host has the agent now.
         """
         if self._greeting is not None:
             data = self._take_greeting(self._greeting, bytes(data))
         if data:
             try:
                 self._tunnel.feed(data)
+            except TakenOver:
+                raise
             except EnvelopeError as error:
                 raise SandboxLost(f"the agent broke the protocol: {error}") from None
 

@@ -16,8 +16,11 @@ from typing import cast
 
 from rlm_agent.rpc.reader import Reader, read_buffer
 
+from rlm_core.errors import SandboxLost
 from rlm_core.uploads import CONTEXT_MODE
 
+SETTLE_SECONDS = 5.0
+"""For a connection that the agent says it has made."""
 CONNECT_MODE = CONTEXT_MODE | 0o020
 """Whoever may read our contexts may connect: that is the agent."""
 
@@ -56,9 +59,16 @@ class Shortcut(Reader):
         asyncio.get_running_loop().add_reader(listener, self._accept)
 
     async def connection(self, *, is_made: bool) -> asyncio.Transport | None:
-        """The agent's, which has told whether it has made one. From here on nobody can."""
+        """The agent's, which has told whether it has made one. From here on nobody can.
+
+        Raises:
+            SandboxLost: it has not.
+        """
         if is_made and (self._listener is not None or self._accepted is not None):
-            await self._settled.wait()
+            try:
+                await asyncio.wait_for(self._settled.wait(), SETTLE_SECONDS)
+            except TimeoutError:
+                raise SandboxLost("its agent says that it has connected, and has not") from None
         self._stop_listening()
         is_there = self.transport is not None and not self.transport.is_closing()
         return self.transport if is_made and is_there else None

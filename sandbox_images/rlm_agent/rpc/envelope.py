@@ -63,6 +63,10 @@ class EnvelopeError(Exception):
     """The other end breaks the protocol on purpose; the link is over."""
 
 
+class TakenOver(EnvelopeError):
+    """The agent has welcomed another host since it welcomed this one."""
+
+
 @dataclass(frozen=True, slots=True)
 class Arrived:
     """A numbered frame, in its turn."""
@@ -88,6 +92,9 @@ class Envelope:
         self._idle = 0
         self._waiting = False
         """Whether no frame has come to its end since the last beat."""
+        self._is_welcome = False
+        """Whether the other end has answered this one's HELLO; a new stream may begin with what an older host
+        was answered."""
         self.held = False
         """What arrives can't be handed on at the moment, so it must not be acknowledged."""
 
@@ -126,6 +133,7 @@ class Envelope:
             return  # the other end says it
         self._pending.clear()
         self._control.clear()
+        self._is_welcome = False
         self._say(Kind.HELLO, self.link_id)
 
     def beat(self) -> None:
@@ -165,6 +173,7 @@ class Envelope:
 
         Raises:
             EnvelopeError: more was sent than the window allows, or what was acknowledged is asked for again.
+            TakenOver: told to a host.
         """
         events: list[Arrived | Restarted] = []
         self._pending += data
@@ -240,6 +249,8 @@ class Envelope:
             return False
         restarted = payload != self.link_id
         if restarted:
+            if self._says_hello and self._is_welcome:
+                raise TakenOver("another host has taken it over")
             if self._says_hello or kind is not Kind.HELLO or len(payload) != LINK_ID_BYTES:
                 return False
             if payload in self._past:
@@ -249,6 +260,7 @@ class Envelope:
             self._reset(payload)
         if self._acknowledge(number):
             self._cursor = number
+        self._is_welcome |= kind is Kind.WELCOME
         if kind is Kind.HELLO:
             self._say(Kind.WELCOME, payload)
         return restarted
