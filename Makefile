@@ -17,7 +17,7 @@ test: $(STAMP)
 test-cloud: $(STAMP)
 	RLM_TEST_CLOUD=1 $(BIN)/python -m pytest -rs tests/cloud/check_clouds.py
 
-# On another kind of machine, in a virtual one: control groups of version 2, AppArmor, a rootless engine.
+# On another kind of machine, in a virtual one: control groups of version 2, AppArmor, engines that map users or are rootless.
 # As root; takes a quarter of an hour.
 test-vm: $(STAMP)
 	.ci/engine

@@ -213,6 +213,24 @@ async def test_a_fork_hook_that_hangs_costs_its_own_cell(session: Session, hook:
     assert any("died after an earlier cell" in notice for notice in result.notices)
 
 
+PARENTS_HOOKS = {
+    "hangs": "import os, time\nos.register_at_fork(after_in_parent=lambda: time.sleep(600))",
+    "exits late": "import os, time\nos.register_at_fork(after_in_parent=lambda: (time.sleep(0.5), os._exit(1)))",
+}
+
+
+@pytest.mark.parametrize("hook", PARENTS_HOOKS)
+async def test_a_process_that_can_be_no_checkpoint_does_not_take_the_place_of_one(
+    session: Session, hook: str
+) -> None:
+    await session.execute("kept = 42")
+    await session.execute(PARENTS_HOOKS[hook])
+    result = await session.execute("print(kept)")
+    assert any("died after an earlier cell" in notice for notice in result.notices)
+    assert (await session.execute("import os; os._exit(1)")).rolled_back
+    assert (await session.execute("print(kept)")).stdout == "42\n"
+
+
 async def test_a_process_in_which_no_standby_can_live_is_given_up_for_the_one_before(
     session: Session,
 ) -> None:

@@ -27,6 +27,8 @@ from rlm_agent.worker.query import SOCKET_VARIABLE, Queries
 from rlm_agent.worker.repl import Repl
 
 OOM_VICTIM, OOM_SURVIVOR = 1000, 0
+CHECKPOINT_SECONDS = 5.0
+"""That a process has to become a checkpoint once it has forked: what a cell registered runs in it first."""
 MAX_STRIKES = 5
 MAX_PAUSE_SECONDS = 1.0
 READY, AT_WORK = 1, 2
@@ -68,8 +70,8 @@ class Worker:
         self._captures = [_inode(fd) for fd in self._saved]
         self._doomed = 0
         self._files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self._progress = bound.shared_memory(-1, 1)
-        """Shared with the parent: how far this standby has come."""
+        self._progress = bound.shared_memory(-1, 2)
+        """Shared with the parent: how far this standby has come, and whether the parent is its checkpoint."""
         self._checkpoint = 0
         """Pid of the process that this one was forked from."""
 
@@ -89,7 +91,7 @@ class Worker:
             doomed = predecessor if predecessor == bound.getppid() else 0
             me = bound.getpid()
             try:
-                progress = bound.shared_memory(-1, 1)
+                progress = bound.shared_memory(-1, 2)
                 progress[0] = 0  # the page is there from now on
                 standby = bound.fork()
             except OSError as error:
@@ -108,6 +110,7 @@ class Worker:
                 died = None
                 process.prefer_as_oom_victim(OOM_SURVIVOR)
                 continue
+            progress[1] = 1
             untold, died = died, {**_wait(standby, on_child), "pid": standby}
             died["begun"] = pending is not None or progress[0] == AT_WORK
             if untold is not None and progress[0] == 0:
@@ -196,13 +199,22 @@ class Worker:
         one forks another of us: there must not be two.
         """
         doomed, self._doomed = self._doomed, 0
-        if doomed and bound.getppid() != self._checkpoint:
+        if not doomed:
+            return
+        self._await_checkpoint()
+        if bound.getppid() != self._checkpoint:
             leave(EXIT_CLOSED)
-        if doomed:
-            try:  # noqa: SIM105 - with nothing of a module that a cell may have changed
-                bound.kill(doomed, signal.SIGKILL)
-            except ProcessLookupError:  # one before this one has ended it, and died
-                pass
+        _end(doomed)
+
+    def _await_checkpoint(self) -> None:
+        """One that does not come to it is ended: the old one takes over."""
+        left = CHECKPOINT_SECONDS
+        while not self._progress[1] and bound.getppid() == self._checkpoint:
+            if left <= 0:
+                _end(self._checkpoint)
+                leave(EXIT_CLOSED)
+            bound.sleep(0.001)
+            left -= 0.001
 
     def _rehearse(self) -> None:
         """Copy the pages that the next cell will write to, while the host waits for its LM.
@@ -287,7 +299,7 @@ class Worker:
         self._link = root.enter(fds, str(header["cwd"]))
         os.close(old)
         self._queries.move(str(header["socket"]))
-        self._progress = bound.shared_memory(-1, 1)  # the other one is the parent's
+        self._progress = bound.shared_memory(-1, 2)  # the other one is the parent's
         for fd, saved in zip((1, 2), self._saved, strict=True):
             os.dup2(fd, saved, inheritable=False)
         self._captures = [_inode(fd) for fd in self._saved]
@@ -381,6 +393,13 @@ def _wait(pid: int, on_child: Any) -> dict[str, Any]:
         return {"signal": bound.signal_of(status)}
     code = bound.code_of(status)
     return {"exit": code, "link": code == EXIT_LINK, "broken": code == EXIT_BROKEN}
+
+
+def _end(pid: int) -> None:
+    try:  # noqa: SIM105 - with nothing of a module that a cell may have changed
+        bound.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:  # one before this one has ended it, and died
+        pass
 
 
 def _high_copy(fd: int) -> int:
