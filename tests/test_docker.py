@@ -23,6 +23,7 @@ from rlm_environments.containers.engine import Engine, _is_mended
 from rlm_environments.containers.shortcut import Shortcut
 from rlm_environments.docker import DockerEnvironment, DockerSandbox
 
+from rlm_core.cell import CellResult
 from rlm_core.environment import make_environment
 from rlm_core.errors import ConfigError, EngineError, PolicyNotEnforceable, SandboxLost
 from rlm_core.session import Session
@@ -154,6 +155,7 @@ async def test_another_host_takes_a_sandbox_over(is_left: bool, engine: Engine, 
     await session.open()
     await session.execute("kept = 42")
     await session.put_context("one")
+    busy: asyncio.Task[CellResult] | None = None
     if is_left:
         await first.let_go()
     else:
@@ -164,7 +166,7 @@ async def test_another_host_takes_a_sandbox_over(is_left: bool, engine: Engine, 
     second = await environment().attach(first.id, first.token)
     again = Session(second, environment().spec, echo, session_id=session.id)
     await again.open()
-    if not is_left:
+    if busy is not None:
         with pytest.raises(SandboxLost, match="another host has taken the container over"):
             await busy
     assert (await again.execute("print(kept)")).stdout == "42\n"
