@@ -38,10 +38,15 @@ class RunningCell:
             raise self._outcome
         return self._outcome
 
+    @property
+    def has_ended(self) -> bool:
+        return self._ended.is_set()
+
     def end(self, outcome: CellResult | SandboxLost) -> None:
         """The first outcome stays."""
-        self._outcome = self._outcome or outcome
-        self._ended.set()
+        if not self.has_ended:
+            self._outcome = outcome
+            self._ended.set()
 
     def continuation(self) -> pb.ExecuteCell:
         """The same request, from the first event that has not arrived."""
@@ -58,6 +63,8 @@ class RunningCell:
             return
         if event.index > self._events:
             raise SandboxLost("the agent left out events of a cell")
+        if self.has_ended:
+            raise SandboxLost("the agent told of a cell that has ended")
         self._events += 1
         kind = event.WhichOneof("kind")
         if kind == "stdout":

@@ -231,7 +231,8 @@ class Session:
                 if request is not None:
                     await self._write(request)
                 return await cell.result()
-        self._lose(SandboxLost("the agent did not end a cell whose time was up"))
+        if not cell.has_ended:
+            self._lose(SandboxLost("the agent did not end a cell whose time was up"))
         return await cell.result()
 
     async def _stop_cell(self, cell: RunningCell) -> None:

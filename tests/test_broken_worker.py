@@ -231,6 +231,19 @@ async def test_a_process_that_can_be_no_checkpoint_does_not_take_the_place_of_on
     assert (await session.execute("print(kept)")).stdout == "42\n"
 
 
+async def test_nobody_is_ended_for_a_checkpoint_that_is_none(session: Session) -> None:
+    """The hook hangs at the second fork: of the process that takes a cell back, and then of its child."""
+    await session.execute("kept = 42")
+    await session.execute(
+        "import os, time\nforks = 0\n"
+        "def hook():\n    global forks\n    forks += 1\n    if forks == 2: time.sleep(600)\n"
+        "os.register_at_fork(after_in_parent=hook)"
+    )
+    assert (await session.execute("import os; os._exit(1)")).rolled_back
+    for n in range(3):
+        assert (await session.execute("kept += 1\nprint(kept)")).stdout == f"{43 + n}\n"
+
+
 async def test_a_process_in_which_no_standby_can_live_is_given_up_for_the_one_before(
     session: Session,
 ) -> None:

@@ -156,6 +156,7 @@ async def test_another_host_takes_a_sandbox_over(is_left: bool, engine: Engine, 
     await session.execute("kept = 42")
     await session.put_context("one")
     busy: asyncio.Task[CellResult] | None = None
+    assert first._shortcut.transport is not None
     if is_left:
         await first.let_go()
     else:
@@ -169,6 +170,7 @@ async def test_another_host_takes_a_sandbox_over(is_left: bool, engine: Engine, 
     if busy is not None:
         with pytest.raises(SandboxLost, match="another host has taken the container over"):
             await busy
+        await first.stop()  # it is not this one's any more, and stays
     assert (await again.execute("print(kept)")).stdout == "42\n"
     assert await again.put_context("two") == 1
     assert (await again.execute("print(context_0, context)")).stdout == "one two\n"

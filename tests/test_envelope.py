@@ -2,6 +2,9 @@
 
 import asyncio
 import os
+import struct
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -26,6 +29,8 @@ from rlm_agent.rpc.tunnel import Tunnel
 from tests.support.pipe import Pipe
 
 LINK = b"0123456789abcdef"
+HEADER_CHECKED = struct.Struct("!BHQI")
+"""Of a header what its checksum is over."""
 
 
 def pair() -> tuple[Envelope, Envelope]:
@@ -36,7 +41,7 @@ def pair() -> tuple[Envelope, Envelope]:
     return host, agent
 
 
-def payloads(events: list[Arrived | Restarted]) -> list[bytes]:
+def payloads(events: Sequence[Arrived | Restarted | TakenOver]) -> list[bytes]:
     return [event.payload for event in events if isinstance(event, Arrived)]
 
 
@@ -224,36 +229,56 @@ def test_a_host_that_was_taken_over_can_not_come_back() -> None:
     assert arrived == [b"still here"]
 
 
-def test_a_host_is_told_that_it_was_taken_over() -> None:
+def taken_over() -> tuple[Envelope, Envelope, bytes]:
+    """The host that was taken over, the agent, and what that says then."""
     old, agent = pair()
-    agent.send(Kind.DATA, 1, b"for the old one")
-    earlier = agent.take(1 << 20)
     new = Envelope(b"f" * LINK_ID_BYTES)
     new.hello()
-    agent.beat()
-    before = agent.take(1 << 20)
+    agent.send(Kind.DATA, 1, b"the last for the old one")
+    said = agent.take(1 << 20)
     agent.feed(new.take(1))
-    welcome = agent.take(1 << 20)
-    new.feed(earlier + before + welcome)  # of the old host's, before its own: nothing to a new one
-    assert old.feed(earlier + before) != []
-    with pytest.raises(TakenOver):
-        old.feed(welcome)
+    said += agent.take(1 << 20)
+    assert new.feed(said) == []  # nothing of it means the new host, which goes on
+    new.send(Kind.DATA, 1, b"new")
+    assert payloads(agent.feed(new.take(1 << 20))) == [b"new"]
+    return old, agent, said
 
 
-def test_a_host_that_reads_a_stream_from_its_beginning_is_not_told_so() -> None:
-    old, agent = pair()
+def test_a_host_is_told_that_it_was_taken_over_after_all_that_came_before() -> None:
+    old, _, said = taken_over()
+    arrived, taken = old.feed(said)
+    assert payloads([arrived]) == [b"the last for the old one"]
+    assert isinstance(taken, TakenOver)
+
+
+def test_a_host_that_comes_back_too_late_is_told() -> None:
+    old, agent, _ = taken_over()
     old.hello()
     agent.feed(old.take(1))
-    history = agent.take(1 << 20)
-    new = Envelope(b"f" * LINK_ID_BYTES)
-    new.hello()
-    agent.feed(new.take(1))
-    history += agent.take(1 << 20)
-    new.feed(history)
-    new.hello()
-    new.feed(history)
-    with pytest.raises(TakenOver):
-        new.feed(history)
+    assert any(isinstance(event, TakenOver) for event in old.feed(agent.take(1 << 20)))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from(list(Kind)), st.integers(0, 3), st.integers(0, 2**32 - 1), st.booleans())
+def test_a_frame_within_a_text_is_none_when_a_loss_lays_it_open(
+    kind: Kind, number: int, seed: int, of_the_hosts: bool
+) -> None:
+    forged = HEADER.pack(MAGIC, kind, 1, number, LINK_ID_BYTES, seed) + b"x" * LINK_ID_BYTES
+    host, agent = Envelope(LINK, b"id"), Envelope(None, b"id")
+    host.hello()
+    agent.feed(host.take(1))
+    host.feed(agent.take(1))
+    sender, receiver = (host, agent) if of_the_hosts else (agent, host)
+    unseeded = zlib.crc32(
+        b"x" * LINK_ID_BYTES, zlib.crc32(HEADER_CHECKED.pack(kind, 1, number, LINK_ID_BYTES))
+    )
+    for text in (forged, HEADER.pack(MAGIC, kind, 1, number, LINK_ID_BYTES, unseeded) + b"x" * LINK_ID_BYTES):
+        sender.send(Kind.DATA, 1, text)
+        assert receiver.feed(sender.take(1 << 20)[HEADER.size :]) == []
+    assert receiver.link_id == LINK
+    arrived: list[bytes] = []
+    settle(sender, receiver, [], arrived)
+    assert len(arrived) == 2
 
 
 async def test_silence_is_told_at_both_ends() -> None:

@@ -112,6 +112,18 @@ async def test_h05_two_million_empty_messages_are_too_many() -> None:
     assert "too many messages" in said and megabytes < 400, (said, megabytes)
 
 
+async def test_a_cell_ends_once() -> None:
+    def ends(cell: str) -> list[bytes]:
+        events = [pb.CellEvent(cell_id=cell, index=n, finished=pb.CellFinished()) for n in range(2)]
+        messages = [pb.AgentMessage(event=event) for event in events]
+        return [pb.ConnectResponse(messages=messages).SerializeToString()]
+
+    async with HostileAgent(ends) as agent, Session(agent, SPEC, echo) as session:
+        assert (await session.execute("x")).status == "error"
+        with pytest.raises(SandboxLost, match="told of a cell that has ended"):
+            await session.execute("x")
+
+
 @pytest.mark.parametrize(
     "refusal",
     ["\x1b]0;owned\x07\x1b[2J\u202egnp.exe\r\nERROR: all is well", "x" * 7000],
@@ -249,7 +261,7 @@ async def test_an_agent_that_is_deaf_to_an_interrupt_is_given_up(monkeypatch: py
     ids=["H02: nested 100,000 deep", "no JSON", "no object", "no number", "no text", "no end"],
 )
 async def test_a_greeting_that_is_none_is_one_line(greeting: bytes) -> None:
-    link = StdioLink(Janitor.hire(*REMOVE).new_folder(), 10, lambda: None)
+    link = StdioLink(Janitor.hire(*REMOVE).new_folder(), "s", 10, lambda: None)
     waiting: Callable[[], Any] = lambda: link.begin(NoStream(), {})  # noqa: E731
     begin = asyncio.ensure_future(waiting())
     await asyncio.sleep(0)

@@ -88,18 +88,7 @@ async def test_an_agent_that_has_made_none_is_not_waited_for(shortcut: Shortcut,
     assert not (tmp_path / "s").exists()
 
 
-async def test_one_that_never_comes_is_waited_for_until_the_end(shortcut: Shortcut) -> None:
-    waiting = asyncio.ensure_future(shortcut.connection(is_made=True))
-    await asyncio.sleep(0)
-    assert not waiting.done()
-    shortcut.close()
-    assert await waiting is None
-
-
-async def test_an_agent_that_says_falsely_that_it_has_made_one_is_not_waited_for_long(
-    shortcut: Shortcut, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("rlm_environments.containers.shortcut.SETTLE_SECONDS", 0.05)
+async def test_an_agent_that_says_falsely_that_it_has_made_one_is_not_waited_for(shortcut: Shortcut) -> None:
     with pytest.raises(SandboxLost, match="says that it has connected"):
         await shortcut.connection(is_made=True)
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc.aio
-from rlm_agent.rpc.envelope import TakenOver
 
 from rlm_core.egress.allowlist import Allowlist
 from rlm_core.egress.gate import Gate
@@ -36,12 +35,10 @@ class ByteStreamSandbox(Sandbox):
         self.id = sandbox_id or secrets.token_hex(8)
         self.token = token or secrets.token_urlsafe(32)
         self.lease = lease
-        self.link = StdioLink(folder, lease, self.on_silence)
+        self.link = StdioLink(folder, self.id, lease, self.on_silence)
         self.channel = self.link.channel
         self._stderr = bytearray()
         self.ended = asyncio.Event()
-        self._is_taken = False
-        """Whether another host has it now, as the agent says."""
         self._gate: Gate | None = None
 
     def open_gate(self, allowlist: Allowlist | None) -> None:
@@ -61,15 +58,15 @@ class ByteStreamSandbox(Sandbox):
         if wait:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.ended.wait(), wait)
-        return self._end() if self.ended.is_set() else ""
+        return self._how_it_ended() if self.ended.is_set() else ""
 
     def last_words(self) -> str:
         """The end of what the agent wrote to stderr."""
         lines = printable(self._stderr.decode("utf-8", "replace")).strip().splitlines()
         return one_line(lines[-1], 300) if lines else ""
 
-    def _end(self) -> str:
-        if self._is_taken:
+    def _how_it_ended(self) -> str:
+        if self.link.is_taken:
             return f"another host has taken {self.called} over"
         words = self.last_words()
         return f"{self.called} has ended{': ' if words else ''}{words}"
@@ -96,9 +93,6 @@ class ByteStreamSandbox(Sandbox):
             return  # it has broken the protocol, and may say more for as long as it likes
         try:
             self.link.feed(data)
-        except TakenOver:
-            self._is_taken = True
-            self.has_ended("")
         except SandboxLost as lost:
             self.has_ended(str(lost))
 
@@ -116,7 +110,7 @@ class ByteStreamSandbox(Sandbox):
         if why:
             self.on_stderr(f"\n{why}".encode())
         self.ended.set()
-        self.link.disconnected(self._end())
+        self.link.disconnected(self._how_it_ended())
         self.link.end()
 
     async def close_link(self) -> None:

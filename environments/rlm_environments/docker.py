@@ -237,7 +237,7 @@ class DockerSandbox(ByteStreamSandbox):
     async def stop(self) -> None:
         await self.let_go()
         with contextlib.suppress(EngineError):  # the container ends by itself when its lease is over
-            await asyncio.to_thread(_remove, self._engine, self.container or f"rlm-{self.id}")
+            await asyncio.to_thread(self._remove)
         untrack(self)
 
     async def let_go(self) -> None:
@@ -255,6 +255,11 @@ class DockerSandbox(ByteStreamSandbox):
         self._stopping = True
         self.link.remove_folder()
         with contextlib.suppress(RLMError):
+            self._remove()
+
+    def _remove(self) -> None:
+        """Not one that another host has now, by the word of the agent; no cell can put it into its mouth."""
+        if not self.link.is_taken:
             _remove(self._engine, self.container or f"rlm-{self.id}")
 
     # -- the byte stream
@@ -292,7 +297,7 @@ class DockerSandbox(ByteStreamSandbox):
     def _on_lost(self) -> None:
         """The attach connection has ended, and with it the container or only the connection."""
         self._shortcut.close()
-        self.link.disconnected(self._end())
+        self.link.disconnected(self._how_it_ended())
         if not self._stopping and self._reattaching is None:
             self._reattaching = asyncio.ensure_future(self._reattach())
 
@@ -300,7 +305,7 @@ class DockerSandbox(ByteStreamSandbox):
         try:
             async with asyncio.timeout(limits.REATTACH_SECONDS):
                 delay = 0.05
-                while await asyncio.to_thread(self._is_running):
+                while not self.ended.is_set() and await asyncio.to_thread(self._is_running):
                     with contextlib.suppress(EngineError):
                         await self._attach()
                         if not await asyncio.to_thread(self._is_running):

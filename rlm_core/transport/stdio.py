@@ -26,7 +26,7 @@ from rlm_core.transport.unix import unix_channel
 class StdioLink:
     """The host's end."""
 
-    def __init__(self, folder: Path, lease: float, on_silence: Callable[[], None]) -> None:
+    def __init__(self, folder: Path, sandbox_id: str, lease: float, on_silence: Callable[[], None]) -> None:
         """`lease` in seconds: the agent ends when it has not heard of us for that long.
 
         `on_silence` is called when we have not heard of it for that long: the stream may be dead.
@@ -35,8 +35,11 @@ class StdioLink:
         self.socket = folder / "agent.sock"
         """Where gRPC dials."""
         self.channel: grpc.aio.Channel = unix_channel(self.socket)
-        self._tunnel = Tunnel(Envelope(secrets.token_bytes(LINK_ID_BYTES)), on_silence=on_silence)
+        envelope = Envelope(secrets.token_bytes(LINK_ID_BYTES), sandbox_id.encode())
+        self._tunnel = Tunnel(envelope, on_silence=on_silence)
         self.lease = lease
+        self.is_taken = False
+        """Whether another host has the agent now."""
         self._server: asyncio.Server | None = None
         self._is_closed = False
         self._greeting: bytearray | None = bytearray()
@@ -73,8 +76,7 @@ class StdioLink:
         """What the agent's stdout brought, or what is used instead.
 
         Raises:
-            SandboxLost: the agent breaks the protocol.
-            TakenOver: another host has the agent now.
+            SandboxLost: the agent breaks the protocol, or another host has it now.
         """
         if self._greeting is not None:
             data = self._take_greeting(self._greeting, bytes(data))
@@ -82,7 +84,8 @@ class StdioLink:
             try:
                 self._tunnel.feed(data)
             except TakenOver:
-                raise
+                self.is_taken = True
+                raise SandboxLost("another host has taken it over") from None
             except EnvelopeError as error:
                 raise SandboxLost(f"the agent broke the protocol: {error}") from None
 

@@ -56,7 +56,9 @@ async def serve(config: AgentConfig, supervisor: socket.socket | None) -> None:
     looks = supervisor is not None or bool(config.supervisor)
     posture = await supervision.probe(outside=config.probe_outside) if looks else None
     stdio = (
-        Stdio(address, Direct(service.Connect, config.token).serve, config.lease) if config.stdio else None
+        Stdio(address, Direct(service.Connect, config.token).serve, config.nonce, config.lease)
+        if config.stdio
+        else None
     )
     shortcut = stdio is not None and await stdio.take_shortcut(config.shortcut)
     hello = {"agent_build": agent_build(), "nonce": config.nonce, "posture": posture, "shortcut": shortcut}

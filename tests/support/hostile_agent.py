@@ -29,7 +29,7 @@ class Way(ByteStreamSandbox):
     def __init__(self, connect: Callable[[AsyncIterator[bytes], Any], AsyncIterator[bytes]]) -> None:
         super().__init__(Janitor.hire(*REMOVE).new_folder(), 60.0)
         self._connect = connect
-        self._agent = Tunnel(Envelope(None), serve=self._serve)
+        self._agent = Tunnel(Envelope(None, self.id.encode()), serve=self._serve)
 
     async def open(self) -> None:
         self._agent.connected(Pipe(self.on_stdout))

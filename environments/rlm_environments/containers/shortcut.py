@@ -19,8 +19,6 @@ from rlm_agent.rpc.reader import Reader, read_buffer
 from rlm_core.errors import SandboxLost
 from rlm_core.uploads import CONTEXT_MODE
 
-SETTLE_SECONDS = 5.0
-"""For a connection that the agent says it has made."""
 CONNECT_MODE = CONTEXT_MODE | 0o020
 """Whoever may read our contexts may connect: that is the agent."""
 
@@ -41,8 +39,7 @@ class Shortcut(Reader):
         self._path: Path | None = None
         self._listener: socket.socket | None = None
         self._accepted: asyncio.Task[object] | None = None
-        self._settled = asyncio.Event()
-        """Whether there has been a connection, or will be none."""
+        self._is_closed = False
 
     def listen(self, path: Path) -> None:
         """Raises OSError where that is not to be had."""
@@ -64,17 +61,18 @@ class Shortcut(Reader):
         Raises:
             SandboxLost: it has not.
         """
-        if is_made and (self._listener is not None or self._accepted is not None):
-            try:
-                await asyncio.wait_for(self._settled.wait(), SETTLE_SECONDS)
-            except TimeoutError:
-                raise SandboxLost("its agent says that it has connected, and has not") from None
+        if is_made and self._listener is not None:
+            self._accept()  # it was made before it was told: it waits there, unless the loop has taken it
+            if self._accepted is None:
+                raise SandboxLost("its agent says that it has connected, and has not")
         self._stop_listening()
+        if self._accepted is not None:
+            await asyncio.wait([self._accepted])
         is_there = self.transport is not None and not self.transport.is_closing()
         return self.transport if is_made and is_there else None
 
     def close(self) -> None:
-        self._settled.set()
+        self._is_closed = True
         self._stop_listening()
         if self.transport is not None:
             self.transport.abort()
@@ -99,11 +97,10 @@ class Shortcut(Reader):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         made = cast(asyncio.Transport, transport)
-        if self._settled.is_set():  # closed meanwhile
+        if self._is_closed:  # meanwhile
             made.abort()
         else:
             self.transport = made
-            self._settled.set()
 
     def take(self, data: memoryview) -> None:
         if self.transport is not None:

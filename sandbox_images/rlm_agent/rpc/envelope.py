@@ -12,13 +12,15 @@ The others carry in `number` what the sender expects next, which acknowledges al
 
     HELLO, WELCOME   payload: the link's id. Send again from that number. A HELLO is answered by a WELCOME.
     BEAT             payload: the number of the sender's next frame. Shows life, and a loss at the end.
+    TAKEN            no payload; told to a host that another one has taken the sandbox from.
 
 An OPEN without a payload is a connection to the agent's server, whose bytes the DATA frames carry; one with a
 payload is a stream of messages (messages.py).
 
-The CRC-32 (zlib's) is over all but the magic and itself. For numbered frames and BEAT it begins with the
-link's id, so that a frame of another link is damage. What is damaged or out of order is dropped and asked
-for again.
+The CRC-32 (zlib's) is over all but the magic and itself. It begins with the sandbox's id for HELLO and
+WELCOME, and with the link's id for all others, so that a frame of another link is damage. No cell and no LM
+knows either of them: what looks like a frame in a text of theirs, and is come upon after a loss, is damage,
+too. What is damaged or out of order is dropped and asked for again.
 """
 
 import struct
@@ -50,6 +52,7 @@ class Kind(IntEnum):
     HELLO = 1
     WELCOME = 2
     BEAT = 3
+    TAKEN = 4
     OPEN = 16
     DATA = 17
     CLOSE = 18
@@ -64,7 +67,7 @@ class EnvelopeError(Exception):
 
 
 class TakenOver(EnvelopeError):
-    """The agent has welcomed another host since it welcomed this one."""
+    """Another host has the agent now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,18 +86,16 @@ class Restarted:
 class Envelope:
     """One end of a link. Feed it what arrives, write what `take` gives, in the order of the calls."""
 
-    def __init__(self, link_id: bytes | None) -> None:
-        """With an id this end says HELLO; without one it waits for a HELLO and takes its id."""
+    def __init__(self, link_id: bytes | None, sandbox_id: bytes = b"") -> None:
+        """With a link's id this end says HELLO; without one it waits for a HELLO and takes its id."""
         self._says_hello = link_id is not None
+        self._greeting_seed = zlib.crc32(sandbox_id)
         self._reset(link_id)
         self._pending = bytearray()
         self._past: set[bytes] = set()
         self._idle = 0
         self._waiting = False
         """Whether no frame has come to its end since the last beat."""
-        self._is_welcome = False
-        """Whether the other end has answered this one's HELLO; a new stream may begin with what an older host
-        was answered."""
         self.held = False
         """What arrives can't be handed on at the moment, so it must not be acknowledged."""
 
@@ -133,7 +134,6 @@ class Envelope:
             return  # the other end says it
         self._pending.clear()
         self._control.clear()
-        self._is_welcome = False
         self._say(Kind.HELLO, self.link_id)
 
     def beat(self) -> None:
@@ -166,16 +166,20 @@ class Envelope:
         if len(self._control) < MAX_CONTROL:
             self._control.append(_frame(kind, 0, self._acknowledged, payload, self._seed_for(kind)))
 
+    def _say_taken(self, link_id: bytes) -> None:
+        """To the host of this link, which is not ours any more."""
+        if len(self._control) < MAX_CONTROL:
+            self._control.append(_frame(Kind.TAKEN, 0, 0, b"", zlib.crc32(link_id)))
+
     # -- in
 
-    def feed(self, data: bytes | memoryview) -> list[Arrived | Restarted]:
+    def feed(self, data: bytes | memoryview) -> list[Arrived | Restarted | TakenOver]:
         """Take what arrived; gives the numbered frames that are in order now.
 
         Raises:
             EnvelopeError: more was sent than the window allows, or what was acknowledged is asked for again.
-            TakenOver: told to a host.
         """
-        events: list[Arrived | Restarted] = []
+        events: list[Arrived | Restarted | TakenOver] = []
         self._pending += data
         for kind, stream, number, payload in self._frames():
             if kind in NUMBERED:
@@ -190,6 +194,8 @@ class Envelope:
                         self.count_idle()
                 elif number > self._expected:
                     self._ask()
+            elif kind is Kind.TAKEN and self._says_hello:
+                return [*events, TakenOver()]
             else:
                 left = len(self._unacknowledged)
                 if self._take_control(kind, number, payload):
@@ -237,7 +243,7 @@ class Envelope:
         self._ask()
 
     def _seed_for(self, kind: int) -> int:
-        return 0 if kind in (Kind.HELLO, Kind.WELCOME) else self._seed
+        return self._greeting_seed if kind in (Kind.HELLO, Kind.WELCOME) else self._seed
 
     def _take_control(self, kind: Kind, number: int, payload: bytes) -> bool:
         """Whether the link has begun anew."""
@@ -247,20 +253,22 @@ class Envelope:
                 self._asked = False
                 self._ask()
             return False
+        if kind is Kind.TAKEN:
+            return False
         restarted = payload != self.link_id
         if restarted:
-            if self._says_hello and self._is_welcome:
-                raise TakenOver("another host has taken it over")
             if self._says_hello or kind is not Kind.HELLO or len(payload) != LINK_ID_BYTES:
                 return False
             if payload in self._past:
-                return False  # a host that another one has taken the sandbox from
-            if self.link_id is not None:
-                self._past.add(self.link_id)
+                self._say_taken(payload)
+                return False
+            last = self.link_id
             self._reset(payload)
+            if last is not None:
+                self._past.add(last)
+                self._say_taken(last)
         if self._acknowledge(number):
             self._cursor = number
-        self._is_welcome |= kind is Kind.WELCOME
         if kind is Kind.HELLO:
             self._say(Kind.WELCOME, payload)
         return restarted

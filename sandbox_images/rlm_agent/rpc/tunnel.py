@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import cast
 
-from rlm_agent.rpc.envelope import Arrived, Envelope, EnvelopeError, Kind
+from rlm_agent.rpc.envelope import Arrived, Envelope, EnvelopeError, Kind, TakenOver
 from rlm_agent.rpc.messages import MessageStream
 from rlm_agent.rpc.reader import Reader, read_buffer
 
@@ -74,11 +74,14 @@ class Tunnel:
 
         Raises:
             EnvelopeError: the other end breaks the protocol.
+            TakenOver: another host has the agent now.
         """
         self.heard_at = time.monotonic()
         for event in self._envelope.feed(data):
             if isinstance(event, Arrived):
                 self._take(event)
+            elif isinstance(event, TakenOver):
+                raise event
             else:
                 self.close_connections()
         self._pump()

@@ -28,7 +28,7 @@ from rlm_agent.worker.repl import Repl
 
 OOM_VICTIM, OOM_SURVIVOR = 1000, 0
 CHECKPOINT_SECONDS = 5.0
-"""That a process has to become a checkpoint once it has forked: what a cell registered runs in it first."""
+"""That a process has to become a checkpoint, at least: what a cell registered for a fork runs first."""
 MAX_STRIKES = 5
 MAX_PAUSE_SECONDS = 1.0
 READY, AT_WORK = 1, 2
@@ -69,6 +69,8 @@ class Worker:
         self._saved = [_high_copy(fd) for fd in (1, 2)]
         self._captures = [_inode(fd) for fd in self._saved]
         self._doomed = 0
+        self._has_fallback = False
+        """Whether the process before the checkpoint has become one: it takes over where that does not."""
         self._files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._progress = bound.shared_memory(-1, 2)
         """Shared with the parent: how far this standby has come, and whether the parent is its checkpoint."""
@@ -101,6 +103,7 @@ class Worker:
                 continue
             if standby == 0:
                 predecessor = self._checkpoint = me
+                self._has_fallback = self._progress[1] == 1
                 self._progress, failures = progress, Failures()
                 kept.restore_random()
                 self._doomed = doomed
@@ -201,7 +204,8 @@ class Worker:
         doomed, self._doomed = self._doomed, 0
         if not doomed:
             return
-        self._await_checkpoint()
+        if self._has_fallback:
+            self._await_checkpoint()
         if bound.getppid() != self._checkpoint:
             leave(EXIT_CLOSED)
         _end(doomed)
