@@ -231,6 +231,16 @@ async def test_a_process_that_can_be_no_checkpoint_does_not_take_the_place_of_on
     assert (await session.execute("print(kept)")).stdout == "42\n"
 
 
+async def test_a_process_that_a_hook_has_stopped_becomes_a_checkpoint_all_the_same(session: Session) -> None:
+    await session.execute(
+        "import os, signal, time\nos.register_at_fork("
+        "after_in_parent=lambda: time.sleep(0.3), after_in_child=lambda: os.kill(os.getppid(), signal.SIGSTOP))"
+    )
+    assert (await session.execute("kept = 42")).notices == ()
+    result = await session.execute("print(kept)")
+    assert (result.stdout, result.notices) == ("42\n", ())
+
+
 async def test_nobody_is_ended_for_a_checkpoint_that_is_none(session: Session) -> None:
     """The hook hangs at the second fork: of the process that takes a cell back, and then of its child."""
     await session.execute("kept = 42")

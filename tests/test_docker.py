@@ -6,7 +6,6 @@ import getpass
 import os
 import random
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -19,7 +18,7 @@ import pytest_asyncio
 import trustme
 from rlm_agent.folders import CONTEXT_FOLDER, NOTE, SHORTCUT
 from rlm_environments.containers import profile
-from rlm_environments.containers.engine import Engine, _is_mended
+from rlm_environments.containers.engine import Engine
 from rlm_environments.containers.shortcut import Shortcut
 from rlm_environments.docker import DockerEnvironment, DockerSandbox
 
@@ -300,58 +299,6 @@ async def test_an_unknown_runtime_says_what_there_is() -> None:
 async def test_files_that_do_not_fit_the_memory_are_refused() -> None:
     with pytest.raises(ConfigError, match="set memory to"):
         await environment(memory="128MiB", disk="100MiB").start()
-
-
-@pytest.mark.parametrize(
-    ("host", "said"),
-    [("unix:///nowhere/docker.sock", "no container engine at"), ("tcp://127.0.0.1:9", "no container engine")],
-)
-async def test_no_engine_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, host: str, said: str) -> None:
-    monkeypatch.setenv("DOCKER_HOST", host)
-    with pytest.raises(EngineError, match=said) as caught:
-        await environment().start()
-    assert "\n" not in str(caught.value)
-
-
-def test_an_engine_that_we_may_not_use_is_one_clear_line(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """As another user, to whom a 0600 socket of root's is closed."""
-    program = (
-        "import os, sys; os.setuid(65534)\n"
-        "from rlm_environments.containers.engine import Engine\n"
-        "try: Engine()\nexcept Exception as error: print(type(error).__name__, error)"
-    )
-    if os.geteuid() != 0:
-        pytest.skip("needs root, to become somebody else")
-    with socket.socket(socket.AF_UNIX) as listener:
-        path = f"/tmp/rlm-test-{os.getpid()}.sock"
-        listener.bind(path)
-        os.chmod(path, 0o600)  # noqa: PTH101
-        listener.listen()
-        done = subprocess.run(
-            [sys.executable, "-c", "import docker, rlm_environments.containers.engine\n" + program],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "DOCKER_HOST": f"unix://{path}", "HOME": "/tmp"},
-        )
-        Path(path).unlink()
-    assert done.stdout.startswith("EngineError no permission to use the engine at"), done
-
-
-@pytest.mark.parametrize(
-    ("version", "mended"),
-    [
-        ("1.1.5+ds1", False),
-        ("1.2.7", False),
-        ("1.2.8", True),
-        ("1.3.0", False),
-        ("1.3.3", True),
-        ("1.4.0", True),
-    ],
-)
-def test_versions_of_runc_with_known_holes_are_told(version: str, mended: bool) -> None:
-    assert _is_mended(version) is mended
 
 
 async def test_a_remote_engine_gets_the_context_streamed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -208,15 +208,16 @@ class Worker:
             self._await_checkpoint()
         if bound.getppid() != self._checkpoint:
             leave(EXIT_CLOSED)
-        _end(doomed)
+        _send_signal(doomed, signal.SIGKILL)
 
     def _await_checkpoint(self) -> None:
         """One that does not come to it is ended: the old one takes over."""
         left = CHECKPOINT_SECONDS
         while not self._progress[1] and bound.getppid() == self._checkpoint:
             if left <= 0:
-                _end(self._checkpoint)
+                _send_signal(self._checkpoint, signal.SIGKILL)
                 leave(EXIT_CLOSED)
+            _send_signal(self._checkpoint, signal.SIGCONT)  # a hook may have stopped it
             bound.sleep(0.001)
             left -= 0.001
 
@@ -399,9 +400,9 @@ def _wait(pid: int, on_child: Any) -> dict[str, Any]:
     return {"exit": code, "link": code == EXIT_LINK, "broken": code == EXIT_BROKEN}
 
 
-def _end(pid: int) -> None:
+def _send_signal(pid: int, number: int) -> None:
     try:  # noqa: SIM105 - with nothing of a module that a cell may have changed
-        bound.kill(pid, signal.SIGKILL)
+        bound.kill(pid, number)
     except ProcessLookupError:  # one before this one has ended it, and died
         pass
 
