@@ -25,7 +25,7 @@ from rlm_core import requirements
 from rlm_core.egress.allowlist import Allowlist
 from rlm_core.errors import ConfigError, MissingExtra, PolicyNotEnforceable, in_one_line
 from rlm_core.text import without_surrogates
-from rlm_core.transport.stream import Stream
+from rlm_core.transport.stream import GrpcStream, Stream, Take
 
 GROUP = "rlm.environments"
 DISTRIBUTION = "rlm-sandbox"
@@ -156,11 +156,10 @@ class Sandbox(ABC):
     shared_folder: Path | None = None
     """Where the host can leave a file for the agent to read; None streams instead."""
 
-    def stream(self) -> Stream:
+    def stream(self, take: Take) -> Stream:
         """Open the stream of a session: its cells and its calls."""
         stub: Any = AgentServiceStub(self.channel)
-        stream: Stream = stub.Connect(metadata=((TOKEN_KEY, self.token),))
-        return stream
+        return GrpcStream(stub.Connect(metadata=((TOKEN_KEY, self.token),)), take)
 
     @abstractmethod
     async def stop(self) -> None:

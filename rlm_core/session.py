@@ -27,7 +27,7 @@ from rlm_core.running_cell import RunningCell
 from rlm_core.tasks import finish_first
 from rlm_core.text import told, without_surrogates
 from rlm_core.transport.errors import RECONNECTABLE, from_rpc_error
-from rlm_core.transport.stream import Stream, error_of
+from rlm_core.transport.stream import Stream
 from rlm_core.unsent import Unsent
 from rlm_core.uploads import context_parts, file_parts, write_new
 
@@ -70,8 +70,6 @@ class Session:
         self._metadata = ((TOKEN_KEY, sandbox.token),)
         self._stream: Stream | None = None
         self._reader: asyncio.Task[None] | None = None
-        self._cut = False
-        """Whether the stream was cut on purpose."""
         self._write_turn = asyncio.Lock()
         self._cell: RunningCell | None = None
         self._calls = OpenCalls()
@@ -226,14 +224,19 @@ class Session:
         self, cell: RunningCell, seconds: float, request: pb.ConnectRequest | None = None
     ) -> CellResult:
         """The agent ends a cell whose time is up; one that does not, or does not even read, is broken."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds + self._spec.interrupt_grace + limits.CELL_GRACE_SECONDS):
-                if request is not None:
-                    await self._write(request)
-                return await cell.result()
+        seconds += self._spec.interrupt_grace + limits.CELL_GRACE_SECONDS
+        timer = asyncio.get_running_loop().call_later(seconds, self._give_up, cell)
+        try:
+            if request is not None:
+                await self._write(request)
+            return await cell.result()
+        finally:
+            timer.cancel()
+
+    def _give_up(self, cell: RunningCell) -> None:
         if not cell.has_ended:
             self._lose(SandboxLost("the agent did not end a cell whose time was up"))
-        return await cell.result()
+            self.break_connection()  # it may be that nobody reads what is written
 
     async def _stop_cell(self, cell: RunningCell) -> None:
         """Interrupt a cell that nobody waits for any more, and see it end: the session can be used again."""
@@ -252,8 +255,7 @@ class Session:
     def break_connection(self) -> None:
         """Cut the stream as a broken network would: the session connects again and goes on."""
         if self._stream is not None:
-            self._cut = True
-            self._stream.cancel()
+            self._stream.cut()
 
     def beside(self, handle_call: CallHandler) -> "Session":
         """Another session of the same sandbox, to be opened: nothing of this one is there."""
@@ -310,7 +312,7 @@ class Session:
         if self._sending is not None:
             self._sending.cancel()
         if self._stream is not None:
-            self._stream.cancel()
+            self._stream.cut()
             self._stream = None
         with contextlib.suppress(SandboxLost, ConfigError, VersionMismatch):
             await self._ask(
@@ -324,7 +326,7 @@ class Session:
     async def _connect(self) -> None:
         """Open the stream; nothing goes down it before its first message and the cell to go on with."""
         async with self._write_turn:
-            self._stream, self._cut = self._sandbox.stream(), False
+            self._stream = self._sandbox.stream(self._take_response)
             await self._write_now(pb.ConnectRequest(attach=pb.Attach(session_id=self.id)))
             if self._cell is not None:
                 await self._write_now(pb.ConnectRequest(execute=self._cell.continuation()))
@@ -333,9 +335,13 @@ class Session:
         """Take what comes up, across broken connections, until the session is lost."""
         try:
             while True:
-                error = await self._read_stream()
+                assert self._stream is not None
+                error = await self._stream.end()
+                if self._lost is not None:
+                    break
                 if error.code() not in RECONNECTABLE or not await self._reconnect():
-                    return self._lose(await self._why(error))
+                    self._lose(await self._why(error))
+                    break
         except SandboxLost as lost:
             self._lose(lost)
         except Exception as error:
@@ -344,26 +350,7 @@ class Session:
         finally:
             self._lose(SandboxLost("the sandbox has been stopped"))  # whoever waits must know
             if self._stream is not None:
-                self._stream.cancel()  # what nobody reads would hold up the other sessions of the sandbox
-
-    async def _read_stream(self) -> grpc.aio.AioRpcError:
-        """Read one connection to its end, which is always an error."""
-        assert self._stream is not None
-        try:
-            while (message := await self._stream.read()) is not grpc.aio.EOF:
-                if not isinstance(message, pb.ConnectResponse) or not message.messages:  # gRPC gives None
-                    raise SandboxLost("the agent sent what is no message of ours")
-                self._reconnects = 0
-                if len(message.messages) > limits.MAX_BATCH_MESSAGES:
-                    raise SandboxLost("the agent sent too many messages at once")
-                for each in message.messages:
-                    self._take(each)
-        except grpc.aio.AioRpcError as error:
-            return error
-        except asyncio.CancelledError:
-            if not self._cut or self._lost is not None:
-                raise
-        return await error_of(self._stream)
+                self._stream.cut()  # what nobody reads would hold up the other sessions of the sandbox
 
     async def _reconnect(self) -> bool:
         """Dial again until the deadline; then take up the running cell where its events ended."""
@@ -395,9 +382,18 @@ class Session:
     async def _write_now(self, message: pb.ConnectRequest) -> None:
         if self._stream is None:
             raise self._lost or SandboxLost("the session is not open")
-        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError, ConnectionError):
+        with contextlib.suppress(ConnectionError):
             # The reader sees the same end of the stream, and what was not answered is sent again.
             await self._stream.write(message)
+
+    def _take_response(self, response: pb.ConnectResponse | None) -> None:
+        if response is None or not response.messages:
+            raise SandboxLost("the agent sent what is no message of ours")
+        self._reconnects = 0
+        if len(response.messages) > limits.MAX_BATCH_MESSAGES:
+            raise SandboxLost("the agent sent too many messages at once")
+        for each in response.messages:
+            self._take(each)
 
     def _take(self, message: pb.AgentMessage) -> None:
         kind = message.WhichOneof("message")

@@ -1,25 +1,29 @@
 """Streams of messages in the envelope: whole, in order, held back, and ended with a status."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
-import grpc.aio
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rlm_agent import errors
-from rlm_agent.direct import Direct, DirectCall
+from rlm_agent.direct import Direct
+from rlm_agent.host import Host
 from rlm_agent.rpc import tunnel as tunnels
-from rlm_agent.rpc.envelope import LINK_ID_BYTES, WINDOW, Envelope, EnvelopeError, Kind
-from rlm_agent.rpc.messages import MAX_MESSAGE, MAX_UNREAD, PREFIX, MessageStream
+from rlm_agent.rpc.envelope import LINK_ID_BYTES, MAX_PAYLOAD, WINDOW, Envelope, EnvelopeError, Kind
+from rlm_agent.rpc.messages import MAX_MESSAGE, PREFIX, MessageStream
 from rlm_agent.rpc.tunnel import Dial, Serve, Tunnel
 from rlm_agent.rpc.v1 import agent_pb2 as pb
+from rlm_agent.session import Session
 
 from rlm_core.errors import SandboxLost
 from rlm_core.transport.stream import DirectStream
+from tests.support.inbox import Inbox
 from tests.support.pipe import Pipe
 
 SECONDS = 30
@@ -45,10 +49,23 @@ async def linked(serve: Serve, dial: Dial | None = None) -> AsyncIterator[tuple[
             await each.closed()
 
 
-async def echo(stream: MessageStream, greeting: bytes) -> None:
-    assert greeting == GREETING
-    while (message := await stream.read()) is not None:
-        await stream.write(message)
+def serving(work: Callable[[Inbox, bytes], Awaitable[None]]) -> Serve:
+    """Each stream by a task of its own."""
+    tasks = []
+
+    def serve(stream: MessageStream, greeting: bytes) -> None:
+        tasks.append(asyncio.ensure_future(work(Inbox(stream), greeting)))
+
+    return serve
+
+
+async def echo_each(inbox: Inbox, greeting: bytes) -> None:
+    while (message := await inbox.read()) is not None:
+        with contextlib.suppress(ConnectionError):
+            await inbox.write(message)
+
+
+echo = serving(echo_each)
 
 
 @pytest.mark.parametrize("payload", [b"", GREETING], ids=["connection", "stream"])
@@ -86,7 +103,7 @@ def test_messages_of_any_size_arrive_whole_and_in_order_over_a_stream_that_break
 
     async def run() -> list[bytes | None]:
         async with linked(echo) as (host, down, up):
-            stream = host.open_stream(GREETING)
+            stream = Inbox(host.open_stream(GREETING))
             reading = asyncio.ensure_future(_read(stream, len(messages)))
             for index, message in enumerate(messages):
                 down.cut = up.cut = index in cuts
@@ -100,23 +117,66 @@ def test_messages_of_any_size_arrive_whole_and_in_order_over_a_stream_that_break
     assert asyncio.run(run()) == messages
 
 
-async def _read(stream: MessageStream, number: int) -> list[bytes | None]:
+async def _read(stream: Inbox, number: int) -> list[bytes | None]:
     return [await stream.read() for _ in range(number)]
 
 
-async def test_who_does_not_read_holds_up_who_writes_and_nothing_is_lost() -> None:
-    gate = asyncio.Event()
+@given(st.lists(st.lists(st.integers(0, MAX_PAYLOAD), max_size=3), max_size=5))
+@settings(max_examples=20, deadline=None)
+def test_what_is_written_at_once_keeps_its_place(rounds: list[list[int]]) -> None:
+    """Beside a task that writes: between two frames of its message, nothing else may be written."""
 
-    async def late(stream: MessageStream, greeting: bytes) -> None:
+    async def run() -> None:
+        async with linked(echo) as (host, _, _):
+            inbox = Inbox(host.open_stream(GREETING))
+            stream, written = inbox.stream, list[bytes]()
+            for number, sizes in enumerate(rounds):
+                written.append(bytes([number]) * (3 * WINDOW // 2))
+                writing = asyncio.ensure_future(inbox.write(written[-1]))
+                await asyncio.sleep(0)  # the window is full now
+                while not writing.done():
+                    assert not stream.write_now(b"x")
+                    await asyncio.sleep(0)
+                written += [short for size in sizes if stream.write_now(short := bytes([number]) * size)]
+            assert await _read(inbox, len(written)) == written
+
+    asyncio.run(run())
+
+
+async def test_a_connection_that_is_not_read_holds_up_all_and_nothing_is_lost(tmp_path: Path) -> None:
+    gate, ended, message, streams = asyncio.Event(), asyncio.Event(), b"x" * 100_000, 20
+    taken = sent = 0
+
+    async def late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal taken
         await gate.wait()
-        await echo(stream, greeting)
+        while data := await reader.read(1 << 16):
+            taken += len(data)
+        writer.close()
+        await writer.wait_closed()
+        ended.set()
 
-    message, streams = b"x" * 100_000, 20
-    async with linked(late) as (host, _, _):
-        opened = [host.open_stream(GREETING) for _ in range(streams)]
+    async def fill(writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        writer.write(message)
+        sent += len(message)
+        await writer.drain()
+
+    address = str(tmp_path / "server")
+    dial = lambda end: asyncio.get_running_loop().create_unix_connection(end, address)  # noqa: E731
+    async with (
+        await asyncio.start_unix_server(late, address),
+        linked(echo, dial) as (host, _, _),
+        await asyncio.get_running_loop().create_unix_server(host.accept, str(tmp_path / "relay")),
+    ):
+        _, unread = await asyncio.open_unix_connection(str(tmp_path / "relay"))
+        filling = asyncio.ensure_future(fill(unread))
+        while (await asyncio.wait([filling], timeout=10 * BEAT))[0]:
+            filling = asyncio.ensure_future(fill(unread))  # until nothing more goes in
+        opened = [Inbox(host.open_stream(GREETING)) for _ in range(streams)]
         written = 0
 
-        async def write(stream: MessageStream) -> None:
+        async def write(stream: Inbox) -> None:
             nonlocal written
             for _ in range(20):
                 await stream.write(message)
@@ -124,27 +184,16 @@ async def test_who_does_not_read_holds_up_who_writes_and_nothing_is_lost() -> No
 
         writing = [asyncio.ensure_future(write(stream)) for stream in opened]
         done, _ = await asyncio.wait(writing, timeout=10 * BEAT)
-        assert len(done) < streams
-        assert written <= WINDOW + streams * MAX_UNREAD
+        assert not done
+        assert written <= streams * len(message)
         gate.set()
+        await filling
         got = await asyncio.gather(*(_read(stream, 20) for stream in opened))
         await asyncio.gather(*writing)
-    assert got == [[message] * 20] * streams
-
-
-async def test_a_stream_that_ends_unread_lets_go_of_the_others() -> None:
-    async def only_the_second(stream: MessageStream, greeting: bytes) -> None:
-        if greeting == GREETING:
-            await echo(stream, greeting)
-
-    async with linked(only_the_second) as (host, _, _):
-        unread = host.open_stream(b"unread")
-        await unread.write(b"x" * 2 * MAX_UNREAD)
-        unread.end()
-        stream = host.open_stream(GREETING)
-        for _ in range(5):
-            await stream.write(b"y" * WINDOW)
-            assert await stream.read() == b"y" * WINDOW
+        unread.close()
+        await unread.wait_closed()
+        await ended.wait()
+    assert got == [[message] * 20] * streams and taken == sent > WINDOW
 
 
 async def test_each_has_its_turn_however_much_another_one_sends(tmp_path: Path) -> None:
@@ -157,16 +206,16 @@ async def test_each_has_its_turn_however_much_another_one_sends(tmp_path: Path) 
         await writer.wait_closed()
         shouted.set()
 
-    async def take(stream: MessageStream, greeting: bytes) -> None:
-        while (message := await stream.read()) is not None:
+    async def take(inbox: Inbox, greeting: bytes) -> None:
+        while (message := await inbox.read()) is not None:
             if greeting == GREETING:
-                await stream.write(message)
+                await inbox.write(message)
 
     address = str(tmp_path / "server")
     loop = asyncio.get_running_loop()
     async with (
         await asyncio.start_unix_server(shout, address),
-        linked(take, lambda end: loop.create_unix_connection(end, address)) as (host, _, _),
+        linked(serving(take), lambda end: loop.create_unix_connection(end, address)) as (host, _, _),
         await loop.create_unix_server(host.accept, str(tmp_path / "relay")),
     ):
         flood = host.open_stream(b"flood")
@@ -176,7 +225,7 @@ async def test_each_has_its_turn_however_much_another_one_sends(tmp_path: Path) 
                 await flood.write(b"x" * WINDOW)
 
         flooding = asyncio.ensure_future(send_without_end())
-        stream = host.open_stream(GREETING)
+        stream = Inbox(host.open_stream(GREETING))
         reader, writer = await asyncio.open_unix_connection(str(tmp_path / "relay"))
         for number in range(20):
             message = b"%d" % number
@@ -192,34 +241,24 @@ async def test_each_has_its_turn_however_much_another_one_sends(tmp_path: Path) 
 
 async def test_a_message_over_the_limit_ends_its_stream_and_no_other() -> None:
     async with linked(echo) as (host, _, _):
-        stream, other = host.open_stream(GREETING), host.open_stream(GREETING)
+        stream, other = direct(host), Inbox(host.open_stream(GREETING))
         with pytest.raises(ConnectionError):
-            await stream.write(b"x" * (MAX_MESSAGE + 1))
-        assert await DirectStream(stream, lambda: False).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            await stream.write(pb.ConnectRequest(execute=pb.ExecuteCell(code="x" * MAX_MESSAGE)))
+        assert (await stream.end()).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         await other.write(b"x" * MAX_MESSAGE)
         assert await other.read() == b"x" * MAX_MESSAGE
 
 
 async def test_a_stream_of_a_link_that_has_ended_has_ended_too() -> None:
     async with linked(echo) as (host, _, _):
-        before = host.open_stream(GREETING)
+        before = direct(host)
         host.end()
-        late = host.open_stream(GREETING)
-        assert await before.read() is await late.read() is None
-        assert await DirectStream(late, lambda: False).code() is grpc.StatusCode.UNAVAILABLE
+        late = direct(host)
+        assert (await before.end()).code() is (await late.end()).code() is grpc.StatusCode.UNAVAILABLE
+        with pytest.raises(ConnectionError):
+            await late.write(pb.ConnectRequest())
         with pytest.raises(SandboxLost, match="stopped"):
-            await DirectStream(late, lambda: True).read()
-
-
-async def test_empty_messages_count_too() -> None:
-    async with linked(echo) as (host, _, _):
-        stream = host.open_stream(GREETING)
-        stream.deliver(PREFIX.pack(0, 0) * (MAX_UNREAD // PREFIX.size))
-        assert not stream.full
-        stream.deliver(PREFIX.pack(0, 0))
-        assert stream.full
-        assert await stream.read() == b""
-        assert not stream.full
+            await DirectStream(host.open_stream(GREETING), lambda response: None, lambda: True).end()
 
 
 @pytest.mark.parametrize(
@@ -232,17 +271,16 @@ async def test_what_is_no_message_breaks_the_link(prefix: bytes) -> None:
 
 
 async def test_a_write_that_is_cancelled_ends_the_stream() -> None:
-    gate, ended = asyncio.Event(), asyncio.Event()
+    ended = asyncio.Event()
 
-    async def late(stream: MessageStream, greeting: bytes) -> None:
-        await gate.wait()
-        while await stream.read() is not None:
+    async def take(inbox: Inbox, greeting: bytes) -> None:
+        while await inbox.read() is not None:
             pass
         ended.set()
 
-    async with linked(late) as (host, _, _):
-        stream = host.open_stream(GREETING)
-        await stream.write(b"x" * MAX_UNREAD * 2)  # more than the other end keeps
+    async with linked(serving(take)) as (host, down, _):
+        stream = Inbox(host.open_stream(GREETING))
+        down.cut = True  # so that nothing is acknowledged
         writing = asyncio.ensure_future(stream.write(b"x" * MAX_MESSAGE))
         assert not (await asyncio.wait([writing], timeout=2 * BEAT))[0]
         writing.cancel()
@@ -251,22 +289,41 @@ async def test_a_write_that_is_cancelled_ends_the_stream() -> None:
         assert await stream.read() is None
         with pytest.raises(ConnectionError):
             await stream.write(b"more")
-        gate.set()
+        down.cut = False
+        host.connected(down)
         await ended.wait()
 
 
 async def test_a_stream_that_ended_gives_what_had_come_before() -> None:
-    async def say_and_go(stream: MessageStream, greeting: bytes) -> None:
-        await stream.write(b"last words")
-        if greeting == GREETING:
-            stream.end(b"\x0fgone")
+    async def say_and_go(inbox: Inbox, greeting: bytes) -> None:
+        await inbox.write(b"last words")
+        inbox.stream.end(b"\x0fgone")
 
-    async with linked(say_and_go) as (host, _, _):
-        stream, later = host.open_stream(GREETING), host.open_stream(b"later")
-        assert await later.read() == b"last words"
-        assert stream.closed
-        assert [await stream.read(), await stream.read()] == [b"last words", None]
-        assert stream.status == b"\x0fgone"
+    async with linked(serving(say_and_go)) as (host, _, _):
+        inbox = Inbox(host.open_stream(GREETING))
+        assert [await inbox.read(), await inbox.read()] == [b"last words", None]
+        assert inbox.stream.closed and inbox.stream.status == b"\x0fgone"
+
+
+async def test_what_comes_after_the_end_is_given_to_nobody() -> None:
+    """Messages in one frame, the first of which is enough."""
+
+    def had_enough(response: pb.ConnectResponse | None) -> None:
+        taken.append(response)
+        raise SandboxLost("enough")
+
+    taken: list[pb.ConnectResponse | None] = []
+    async with linked(echo) as (host, _, _):
+        inner = host.open_stream(GREETING)
+        stream = DirectStream(inner, had_enough, lambda: False)
+        inner.deliver((PREFIX.pack(0, 2) + b"\xff\xff") * 3)
+        with pytest.raises(SandboxLost, match="enough"):
+            await stream.end()
+    assert taken == [None]
+
+
+def direct(host: Tunnel, greeting: bytes = GREETING) -> DirectStream:
+    return DirectStream(host.open_stream(greeting), lambda response: None, lambda: False)
 
 
 async def test_there_are_only_so_many_streams(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,7 +350,19 @@ class Kept(Pipe):
         self.kept.append(bytes(data))
 
 
-Connect = Callable[[DirectCall, DirectCall], Awaitable[None]]
+class Refusing:
+    """A session that says something when a host comes, and refuses its cell."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def attach(self, up: Callable[[pb.AgentMessage], None]) -> None:
+        up(pb.AgentMessage())
+
+    def detach(self, up: object) -> None: ...
+
+    def execute(self, request: object) -> None:
+        raise self._error
 
 
 @pytest.mark.parametrize(
@@ -307,18 +376,16 @@ Connect = Callable[[DirectCall, DirectCall], Awaitable[None]]
 async def test_an_error_of_the_agent_is_a_status_with_its_text(
     raised: Exception, status: grpc.StatusCode
 ) -> None:
-    async def connect(requests: DirectCall, responses: DirectCall) -> None:
-        async for _ in requests:
-            await responses.write(pb.ConnectResponse(messages=[pb.AgentMessage()]))
-            raise raised
-
-    async with linked(Direct(connect, "token").serve) as (host, _, _):
-        stream = DirectStream(host.open_stream(GREETING), lambda: False)
+    session: Any = Refusing(raised)
+    taken: list[pb.ConnectResponse | None] = []
+    agent = Direct(lambda responses: Host(lambda _: session, responses), "token")
+    async with linked(agent.serve) as (host, _, _):
+        stream = DirectStream(host.open_stream(GREETING), taken.append, lambda: False)
         await stream.write(pb.ConnectRequest())
-        assert await stream.read() == pb.ConnectResponse(messages=[pb.AgentMessage()])
-        assert await stream.read() is grpc.aio.EOF
-        assert await stream.code() is status
-        assert "it is gone" in (await stream.details() or "")
+        await stream.write(pb.ConnectRequest(execute=pb.ExecuteCell()))
+        error = await stream.end()
+        assert error.code() is status and "it is gone" in (error.details() or "")
+        assert taken == [pb.ConnectResponse(messages=[pb.AgentMessage()])]
 
 
 @pytest.mark.parametrize(
@@ -330,24 +397,21 @@ async def test_an_error_of_the_agent_is_a_status_with_its_text(
     ids=["wrong token", "no message"],
 )
 async def test_the_agent_refuses(greeting: bytes, message: bytes, status: grpc.StatusCode) -> None:
-    async def connect(requests: DirectCall, responses: DirectCall) -> None:
-        async for _ in requests:
-            raise AssertionError("it was taken")
+    def find(session_id: str) -> Session:
+        raise AssertionError("it was taken")
 
-    async with linked(Direct(connect, "token").serve) as (host, _, _):
+    async with linked(Direct(lambda responses: Host(find, responses), "token").serve) as (host, _, _):
         inner = host.open_stream(greeting)
         await inner.write(message)
-        stream = DirectStream(inner, lambda: False)
-        assert await stream.read() is grpc.aio.EOF
-        assert await stream.code() is status
+        error = await DirectStream(inner, lambda response: None, lambda: False).end()
+        assert error.code() is status
 
 
 async def test_a_stream_that_was_cut_at_this_end_can_be_opened_again() -> None:
     async with linked(echo) as (host, _, _):
-        stream = DirectStream(host.open_stream(GREETING), lambda: False)
-        assert stream.cancel()
-        assert await stream.read() is grpc.aio.EOF
-        assert await stream.code() is grpc.StatusCode.UNAVAILABLE
-        again = host.open_stream(GREETING)
+        stream = direct(host)
+        stream.cut()
+        assert (await stream.end()).code() is grpc.StatusCode.UNAVAILABLE
+        again = Inbox(host.open_stream(GREETING))
         await again.write(b"again")
         assert await again.read() == b"again"

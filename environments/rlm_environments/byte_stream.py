@@ -16,7 +16,7 @@ from rlm_core.errors import SandboxLost
 from rlm_core.tasks import finish_first
 from rlm_core.text import one_line, printable
 from rlm_core.transport.stdio import StdioLink
-from rlm_core.transport.stream import Stream
+from rlm_core.transport.stream import Stream, Take
 from rlm_core.transport.unix import unix_channel
 
 STDERR_BYTES = 8 << 10
@@ -50,9 +50,11 @@ class ByteStreamSandbox(Sandbox):
         """Another channel to the agent; `options` take the place of the usual ones of the same name."""
         return unix_channel(self.link.socket, options)
 
-    def stream(self) -> Stream:
+    def stream(self, take: Take) -> Stream:
         # Where there is another way to the agent (a provider's tunnel), sessions go by it.
-        return self.link.stream(self.token) if self.channel is self.link.channel else super().stream()
+        if self.channel is self.link.channel:
+            return self.link.stream(self.token, take)
+        return super().stream(take)
 
     async def epitaph(self, wait: float = 0.0) -> str:
         if wait:

@@ -19,7 +19,7 @@ from rlm_agent.rpc.tunnel import Tunnel
 
 from rlm_core import limits
 from rlm_core.errors import SandboxLost
-from rlm_core.transport.stream import DirectStream
+from rlm_core.transport.stream import DirectStream, Take
 from rlm_core.transport.unix import unix_channel
 
 
@@ -68,9 +68,9 @@ class StdioLink:
         if self._server is not None:
             self._tunnel.connected(stream)
 
-    def stream(self, token: str) -> DirectStream:
+    def stream(self, token: str, take: Take) -> DirectStream:
         """A stream of a session, for whoever has the sandbox's token."""
-        return DirectStream(self._tunnel.open_stream(token.encode()), lambda: self._is_closed)
+        return DirectStream(self._tunnel.open_stream(token.encode()), take, lambda: self._is_closed)
 
     def feed(self, data: bytes | memoryview) -> None:
         """What the agent's stdout brought, or what is used instead.

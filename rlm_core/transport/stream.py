@@ -1,5 +1,6 @@
 """The stream of a session, `AgentService.Connect`: over gRPC, or straight in the envelope."""
 
+import asyncio
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -12,61 +13,104 @@ from rlm_agent.rpc.v1 import agent_pb2 as pb
 from rlm_core.errors import SandboxLost
 
 STATUSES = {status.value[0]: status for status in grpc.StatusCode}
+Take = Callable[[Any], None]
+"""Is given each ConnectResponse, None for what is none; what it raises ends the stream."""
 
 
 class Stream(Protocol):
-    """As gRPC's own `grpc.aio.StreamStreamCall` has it."""
+    async def write(self, request: pb.ConnectRequest, /) -> None:
+        """Raises ConnectionError when the stream is over."""
 
-    async def write(self, request: pb.ConnectRequest, /) -> None: ...
+    async def end(self) -> grpc.aio.AioRpcError:
+        """What it ended with, when it has. Raises what `Take` raised."""
+        ...
 
-    async def read(self) -> Any:
-        """A ConnectResponse, None for what is none, or `grpc.aio.EOF`."""
-
-    def cancel(self) -> bool: ...
-
-    async def code(self) -> grpc.StatusCode: ...
-
-    async def details(self) -> str | None: ...
+    def cut(self) -> None:
+        """End it here."""
 
 
-async def error_of(stream: Stream) -> grpc.aio.AioRpcError:
-    """What a stream that has ended ended with."""
-    none = grpc.aio.Metadata()
-    return grpc.aio.AioRpcError(await stream.code(), none, none, details=await stream.details())
+class GrpcStream:
+    def __init__(self, call: Any, take: Take) -> None:
+        """`call` is a `grpc.aio.StreamStreamCall`."""
+        self._call = call
+        self._take = take
+
+    async def write(self, request: pb.ConnectRequest) -> None:
+        try:
+            await self._call.write(request)
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            raise ConnectionError("the stream is over") from None
+        except asyncio.CancelledError:
+            if _is_cancelled():
+                raise
+            raise ConnectionError("the stream was cut") from None
+
+    async def end(self) -> grpc.aio.AioRpcError:
+        """Reads it, too."""
+        try:
+            while (message := await self._call.read()) is not grpc.aio.EOF:
+                self._take(message)
+        except grpc.aio.AioRpcError as error:
+            return error
+        except asyncio.CancelledError:
+            if _is_cancelled():
+                raise
+        return _error(await self._call.code(), await self._call.details())
+
+    def cut(self) -> None:
+        self._call.cancel()
 
 
 class DirectStream:
     """Without a socket and gRPC's threads in between."""
 
-    def __init__(self, stream: MessageStream, is_stopped: Callable[[], bool]) -> None:
+    def __init__(self, stream: MessageStream, take: Take, is_stopped: Callable[[], bool]) -> None:
         """`is_stopped` tells whether this end has stopped the sandbox."""
         self._stream = stream
+        self._take = take
         self._is_stopped = is_stopped
+        self._ended = asyncio.Event()
+        self._raised: Exception | None = None
+        stream.hear(self._take_data, self._ended.set)
 
-    async def write(self, request: pb.ConnectRequest, /) -> None:
-        """Raises ConnectionError when the stream is over."""
+    async def write(self, request: pb.ConnectRequest) -> None:
         await self._stream.write(request.SerializeToString())
 
-    async def read(self) -> Any:
+    async def end(self) -> grpc.aio.AioRpcError:
         """Raises SandboxLost when this end has stopped the sandbox."""
-        data = await self._stream.read()
-        if data is None and self._is_stopped():
+        await self._ended.wait()
+        if self._raised is not None:
+            raise self._raised
+        if self._is_stopped():
             raise SandboxLost("the sandbox has been stopped")
-        if data is None:
-            return grpc.aio.EOF
-        try:
-            return pb.ConnectResponse.FromString(data)
-        except DecodeError:
-            return None
-
-    def cancel(self) -> bool:
-        self._stream.end()
-        return True
-
-    async def code(self) -> grpc.StatusCode:
-        """UNAVAILABLE where this end has cut it, or the link."""
         status = self._stream.status
-        return STATUSES.get(status[0], grpc.StatusCode.UNKNOWN) if status else grpc.StatusCode.UNAVAILABLE
+        code = STATUSES.get(status[0], grpc.StatusCode.UNKNOWN) if status else grpc.StatusCode.UNAVAILABLE
+        return _error(code, status[1:].decode("utf-8", "replace") or "the stream was cut")
 
-    async def details(self) -> str | None:
-        return self._stream.status[1:].decode("utf-8", "replace") or "the stream was cut"
+    def cut(self) -> None:
+        self._stream.end()
+
+    def _take_data(self, data: bytes) -> None:
+        try:
+            self._take(_parsed(data))
+        except Exception as error:  # noqa: BLE001 - for whoever waits for the end
+            self._raised = error
+            self._stream.end()
+
+
+def _parsed(data: bytes) -> pb.ConnectResponse | None:
+    try:
+        return pb.ConnectResponse.FromString(data)
+    except DecodeError:
+        return None
+
+
+def _is_cancelled() -> bool:
+    """The current task, that is: gRPC raises the same in it when its call has been."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _error(code: grpc.StatusCode, details: str | None) -> grpc.aio.AioRpcError:
+    none = grpc.aio.Metadata()
+    return grpc.aio.AioRpcError(code, none, none, details=details)

@@ -6,7 +6,7 @@ from rlm_agent import limits
 from rlm_agent.output import Capture
 from rlm_agent.rpc.v1 import agent_pb2 as pb
 
-Follower = Callable[[pb.CellEvent], None]
+Follower = Callable[[list[pb.CellEvent]], None]
 
 
 class Cell:
@@ -55,9 +55,9 @@ class Cell:
             self._follower = None
 
     def _pass_on(self) -> None:
-        while self._follower is not None and self._told < len(self._events):
-            self._told += 1
-            self._follower(self._events[self._told - 1])
+        if self._follower is not None and (untold := self._events[self._told :]):
+            self._told = len(self._events)
+            self._follower(untold)
 
     def _may_stream(self) -> bool:
         return not self.finished and len(self._events) < limits.MAX_EVENTS

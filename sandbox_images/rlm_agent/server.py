@@ -15,14 +15,13 @@ import grpc.aio
 
 from rlm_agent import egress, errors, limits
 from rlm_agent.build import agent_build
-from rlm_agent.cell import Cell
 from rlm_agent.config import AgentConfig
-from rlm_agent.direct import Responses
 from rlm_agent.egress import Egress
 from rlm_agent.folders import Folders, Places
+from rlm_agent.host import Host, Responses
 from rlm_agent.rpc.v1 import agent_pb2 as pb
 from rlm_agent.rpc.v1 import agent_pb2_grpc as rpc
-from rlm_agent.session import Outgoing, Session, SessionConfig
+from rlm_agent.session import Session, SessionConfig
 from rlm_agent.supervision import ProcessLimits, Supervision, SupervisorGone
 
 CONTEXT_KINDS = {
@@ -129,20 +128,19 @@ class AgentService(rpc.AgentServiceServicer):
         return pb.BindNamesResponse()
 
     async def Connect(  # type: ignore[override]
-        self, request_iterator: AsyncIterator[pb.ConnectRequest], context: Responses
+        self, request_iterator: AsyncIterator[pb.ConnectRequest], context: Context
     ) -> None:
         """Writes to the context itself, which takes half of the time that a generator takes."""
-        first = await anext(aiter(request_iterator), pb.ConnectRequest())
-        session = self._session(first.attach.session_id)
-        outbox: asyncio.Queue[Outgoing] = asyncio.Queue()
-        host = asyncio.ensure_future(_serve_host(session, request_iterator, outbox))
-        session.attach(outbox.put_nowait)
+        host = self.new_host(GrpcResponses(context))
+        hearing = asyncio.ensure_future(_hear(host, request_iterator))
         try:
-            while True:
-                await _send_waiting(outbox, context)
+            await host.tell_all()
         finally:
-            session.detach(outbox.put_nowait)
-            host.cancel()
+            hearing.cancel()
+            host.leave()
+
+    def new_host(self, responses: Responses) -> Host:
+        return Host(self._session, responses)
 
     async def InterruptCell(
         self, request: pb.InterruptCellRequest, context: Context
@@ -250,61 +248,21 @@ async def _begin(session: Session, start: Coroutine[Any, Any, None]) -> Session:
     return session
 
 
-async def _serve_host(
-    session: Session,
-    requests: AsyncIterator[pb.ConnectRequest],
-    outbox: asyncio.Queue[Outgoing],
-) -> None:
-    """Take what one host connection sends; its end, or an error, ends the connection."""
-    cell: Cell | None = None
-
-    def tell(event: pb.CellEvent) -> None:
-        outbox.put_nowait(pb.AgentMessage(event=event))
-
-    try:
-        async for request in requests:
-            kind = request.WhichOneof("message")
-            if kind == "replies":
-                if len(request.replies.replies) > limits.MAX_BATCH_MESSAGES:
-                    raise errors.Invalid(f"at most {limits.MAX_BATCH_MESSAGES} answers come together")
-                for reply in request.replies.replies:
-                    session.calls.reply(reply)
-            elif kind == "execute":
-                cell = session.execute(request.execute)
-                cell.follow(request.execute.from_event, tell)
-            else:
-                raise errors.Invalid("unexpected message on Connect")
-        outbox.put_nowait(errors.SessionGone("the host closed the connection"))
-    except errors.AgentError as error:
-        outbox.put_nowait(error)
-    finally:
-        if cell is not None:
-            cell.unfollow(tell)
+async def _hear(host: Host, requests: AsyncIterator[pb.ConnectRequest]) -> None:
+    async for request in requests:
+        host.take(request)
+    host.end(errors.SessionGone("the host closed the connection"))
 
 
-async def _send_waiting(outbox: asyncio.Queue[Outgoing], context: Responses) -> None:
-    """Wait for something to send, and send all that is there, in messages of a bounded size."""
-    response, size = pb.ConnectResponse(), 0
-    waiting = [await outbox.get()]
-    while not outbox.empty() and len(waiting) < limits.MAX_BATCH_MESSAGES:
-        waiting.append(outbox.get_nowait())
-    error: Exception | None = None
-    for each in waiting:
-        if isinstance(each, Exception):
-            error = each
-            break
-        message = each if isinstance(each, pb.AgentMessage) else each()
-        if message is None:
-            continue
-        if size and size + message.ByteSize() > limits.MAX_BATCH_BYTES:
-            await context.write(response)
-            response, size = pb.ConnectResponse(), 0
-        response.messages.append(message)
-        size += message.ByteSize()
-    if response.messages:
-        await context.write(response)
-    if error is not None:
-        raise error
+class GrpcResponses:
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    async def write(self, response: pb.ConnectResponse) -> None:
+        await self._context.write(response)
+
+    def write_now(self, response: pb.ConnectResponse) -> bool:
+        return False  # gRPC's own writing waits
 
 
 async def _receive(requests: AsyncIterator[Any], path: Path, size: int) -> None:

@@ -1,6 +1,7 @@
 """An agent that speaks gRPC and means no good: it answers Connect with whatever bytes a test gives it."""
 
 import asyncio
+import contextlib
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
@@ -15,8 +16,9 @@ from rlm_environments.byte_stream import ByteStreamSandbox
 
 from rlm_core.environment import Sandbox
 from rlm_core.janitor import REMOVE, Janitor
-from rlm_core.transport.stream import Stream
+from rlm_core.transport.stream import Stream, Take
 from rlm_core.transport.unix import unix_channel
+from tests.support.inbox import Inbox
 from tests.support.pipe import Pipe
 
 SERVICE = "rlm_agent.rpc.v1.AgentService"
@@ -26,24 +28,43 @@ OPENED = pb.OpenSessionResponse(protocol_version=pb.PROTOCOL_VERSION_CURRENT)
 class Way(ByteStreamSandbox):
     """Over which Connect goes straight through an envelope, both ends of which are here."""
 
-    def __init__(self, connect: Callable[[AsyncIterator[bytes], Any], AsyncIterator[bytes]]) -> None:
+    def __init__(
+        self, connect: Callable[[AsyncIterator[bytes], Any], AsyncIterator[bytes]], *, reads: bool
+    ) -> None:
         super().__init__(Janitor.hire(*REMOVE).new_folder(), 60.0)
+        self._reads = reads
         self._connect = connect
+        self._tasks: list[asyncio.Task[None]] = []
         self._agent = Tunnel(Envelope(None, self.id.encode()), serve=self._serve)
 
     async def open(self) -> None:
         self._agent.connected(Pipe(self.on_stdout))
         await self.link.resume(Pipe(self._agent.feed))
 
-    async def _serve(self, stream: MessageStream, token: bytes) -> None:
-        async def requests() -> AsyncIterator[bytes]:
-            while (message := await stream.read()) is not None:
-                yield message
+    def _serve(self, stream: MessageStream, token: bytes) -> None:
+        if not self._reads:
+            self._take_no_more(stream)
+        self._tasks.append(asyncio.ensure_future(self._answer(Inbox(stream))))
 
-        async for answer in self._connect(requests(), None):
-            await stream.write(answer)
+    def _take_no_more(self, stream: MessageStream) -> None:
+        """Acknowledge nothing."""
+        stream.full = True
+        self._agent.hold()
+
+    async def _answer(self, inbox: Inbox) -> None:
+        async def requests() -> AsyncIterator[bytes]:
+            yield await inbox.read() or b""  # the session
+            cell = await inbox.read() or b""
+            self._take_no_more(inbox.stream)
+            yield cell
+
+        with contextlib.suppress(ConnectionError):  # the host has had enough
+            async for answer in self._connect(requests(), None):
+                await inbox.write(answer)
 
     async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
         await self.close_link()
         self._agent.close()
 
@@ -90,15 +111,15 @@ class HostileAgent(Sandbox):
     async def __aenter__(self) -> "HostileAgent":
         await self._server.start()
         if self.is_enveloped:
-            self._way = Way(self._connect)
+            self._way = Way(self._connect, reads=self._reads)
             await self._way.open()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
         await self.stop()
 
-    def stream(self) -> Stream:
-        return self._way.stream() if self._way else super().stream()
+    def stream(self, take: Take) -> Stream:
+        return self._way.stream(take) if self._way else super().stream(take)
 
     async def stop(self) -> None:
         if self._way:

@@ -24,7 +24,7 @@ WRITE_BYTES = 64 << 10
 """Handed to the byte stream at once."""
 
 Dial = Callable[[Callable[[], asyncio.BaseProtocol]], Awaitable[object]]
-Serve = Callable[[MessageStream, bytes], Coroutine[None, None, None]]
+Serve = Callable[[MessageStream, bytes], None]
 
 
 class Tunnel:
@@ -214,23 +214,24 @@ class Tunnel:
             raise EnvelopeError("opened twice")
         elif event.kind is Kind.OPEN and event.payload and self._serve is not None:
             stream = MessageStream(self, event.stream)
-            self._start(stream, self._serve(stream, event.payload), MAX_STREAMS)
+            self._add(stream, MAX_STREAMS)
+            self._serve(stream, event.payload)
         elif event.kind is Kind.OPEN and not event.payload and self._dial is not None:
             connection = LocalEnd(self, event.stream)
-            self._start(connection, self._connect(self._dial, connection), MAX_CONNECTIONS)
+            self._add(connection, MAX_CONNECTIONS)
+            self._start(self._connect(self._dial, connection))
             self.hold()
         elif event.kind is Kind.OPEN:
             raise EnvelopeError("opened at an end that serves none")
         else:
             self._envelope.count_idle()  # for one that has been closed here, or was never there
 
-    def _start(
-        self, end: "LocalEnd | MessageStream", work: Coroutine[None, None, object], limit: int
-    ) -> None:
+    def _add(self, end: "LocalEnd | MessageStream", limit: int) -> None:
         if sum(type(each) is type(end) for each in self._ends.values()) >= limit:
-            work.close()
             raise EnvelopeError("too many connections or streams")
         self._ends[end.number] = end
+
+    def _start(self, work: Coroutine[None, None, object]) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

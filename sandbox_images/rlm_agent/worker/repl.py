@@ -50,6 +50,8 @@ class Repl:
         self._cells = 0
         self._bytes_when_collected = _resident_bytes()
         """At the last collection of all that there is."""
+        self._has_grown = False
+        """Much, since then."""
         self._stdout, self._stderr = _open_stream(1), _open_stream(2)
 
     def run(self, action: Callable[[], None]) -> Outcome:
@@ -98,6 +100,8 @@ class Repl:
         self.names.restore()
         self._types()
         bound.collect()
+        # Here and not at the end of a cell, which would wait for it.
+        self._has_grown = _resident_bytes() > 2 * self._bytes_when_collected + GROWN_BYTES
 
     def _attempt(self, action: Callable[[], None]) -> Outcome:
         status, described = "ok", None
@@ -132,13 +136,13 @@ class Repl:
 
     def _collect_garbage(self) -> None:
         """Of this cell; of all cells, which each fork has frozen, once they have grown."""
-        if _resident_bytes() <= 2 * self._bytes_when_collected + GROWN_BYTES:
+        if not self._has_grown:
             bound.collect()
             return
         bound.unfreeze()
         bound.collect()
         bound.give_back(0)  # else it counts as grown, and garbage would be let grow to twice that
-        self._bytes_when_collected = _resident_bytes()
+        self._bytes_when_collected, self._has_grown = _resident_bytes(), False
 
     def _prepare(self) -> None:
         if self._stdout.closed:
