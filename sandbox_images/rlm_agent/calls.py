@@ -121,8 +121,8 @@ class Calls:
         )
         self._pending[call_id] = Pending(connection, frame.header["id"], message)
         self._pending_bytes += len(message.prompt)
+        cell.call_started(call_id)
         self._up(lambda: self._deliverable(call_id))
-        cell.call_started(call_id)  # behind the call, which waits for its turn, and in one message with it
         self._connections[connection] = self._connections.pop(connection)
         if self.is_full():
             for each in self._connections:

@@ -1,6 +1,7 @@
 """The host at the other end of one `AgentService.Connect`: what it says, and what it is told."""
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from typing import NoReturn, Protocol
 
@@ -25,7 +26,8 @@ class Host:
         """`find_session` raises UnknownSession."""
         self._find_session = find_session
         self._responses = responses
-        self._outbox: asyncio.Queue[Outgoing] = asyncio.Queue()
+        self._waiting: deque[Outgoing] = deque()
+        self._wake = asyncio.Event()
         self._session: Session | None = None
         self._cell: Cell | None = None
         self._is_over = False
@@ -40,9 +42,9 @@ class Host:
             self.end(error)
 
     def tell(self, message: Outgoing) -> None:
-        """At once where nothing waits before it, else in its turn: a turn of the loop is 30 µs of a cell."""
-        if not isinstance(message, pb.AgentMessage) or not self._tell_now([message]):
-            self._outbox.put_nowait(message)
+        """Soon, together with what else there is to tell by then."""
+        self._waiting.append(message)
+        self._wake.set()
 
     async def tell_all(self) -> NoReturn:
         """Whatever has its turn, until an error has: that is raised, and the end."""
@@ -52,7 +54,7 @@ class Host:
     def end(self, error: Exception) -> None:
         """Tell nothing more but this, and what waits before it."""
         self._is_over = True
-        self._outbox.put_nowait(error)
+        self.tell(error)
 
     def leave(self) -> None:
         """The connection is gone; the session stays, and the cell goes on."""
@@ -79,22 +81,25 @@ class Host:
             raise errors.Invalid("unexpected message on Connect")
 
     def _tell_events(self, events: list[pb.CellEvent]) -> None:
-        messages = [pb.AgentMessage(event=event) for event in events]
-        if not self._tell_now(messages):
-            for message in messages:
-                self._outbox.put_nowait(message)
+        for event in events:
+            self.tell(pb.AgentMessage(event=event))
+        if events[-1].HasField("finished"):
+            self._tell_now()
 
-    def _tell_now(self, messages: list[pb.AgentMessage]) -> bool:
-        if not self._outbox.empty() or len(messages) > limits.MAX_BATCH_MESSAGES:
-            return False
-        return self._responses.write_now(pb.ConnectResponse(messages=messages))
+    def _tell_now(self) -> None:
+        """Whatever waits, if it can be written at once: who waits for a cell is spared a turn of the loop."""
+        messages = [each for each in self._waiting if isinstance(each, pb.AgentMessage)]
+        if len(messages) == len(self._waiting) <= limits.MAX_BATCH_MESSAGES and self._responses.write_now(
+            pb.ConnectResponse(messages=messages)
+        ):
+            self._waiting.clear()
+            self._wake.clear()
 
     async def _tell_waiting(self) -> None:
         """Wait for something to send, and send all that is there, in messages of a bounded size."""
+        await self._wake.wait()
         response, size = pb.ConnectResponse(), 0
-        waiting = [await self._outbox.get()]
-        while not self._outbox.empty() and len(waiting) < limits.MAX_BATCH_MESSAGES:
-            waiting.append(self._outbox.get_nowait())
+        waiting = [self._waiting.popleft() for _ in range(min(len(self._waiting), limits.MAX_BATCH_MESSAGES))]
         error: Exception | None = None
         for each in waiting:
             if isinstance(each, Exception):
@@ -112,3 +117,5 @@ class Host:
             await self._responses.write(response)
         if error is not None:
             raise error
+        if not self._waiting:
+            self._wake.clear()

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -13,7 +14,7 @@ from rlm_agent.result import Death, describe_death
 
 
 class Perform(Protocol):
-    async def __call__(self, frame: Frame, timeout: float, *, fds: list[int] | None = None) -> Frame | Death:
+    async def __call__(self, frame: Frame, timeout: float, *, fds: Sequence[int] = ()) -> Frame | Death:
         """Give the worker a frame, and wait for its result or its death."""
         ...
 
