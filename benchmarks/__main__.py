@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import containers
+from benchmarks import beside, containers
 from benchmarks.lm_server import lm_server
 from benchmarks.ours import measure
 
@@ -106,7 +106,11 @@ def local(python: str, base_url: str) -> dict[str, Any]:
 def isolated(python: str, base_url: str) -> dict[str, Any]:
     ours = {name: asyncio.run(containers.measure(name, base_url)) for name in containers.ENVIRONMENTS}
     bare = containers.bare_run()
-    peer = run_peer(python, base_url, containers.peer_image())
+    image = containers.peer_image()
+    peer = run_peer(python, base_url, image)
+    my_noops, its_noops = asyncio.run(beside.noops(python, base_url, image))
+    ours["docker"] |= my_noops
+    peer |= its_noops
     table = Table("isolated", *ours, "rlms 0.1.3 docker", "rlms / docker", "goal")
     for name, figures, unit, goal in container_rows(ours, peer, bare):
         shown = ["" if one is None else f"{one:,.2f} {unit}" for one in figures]

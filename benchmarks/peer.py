@@ -1,6 +1,7 @@
 """The same work in `rlms` 0.1.3, run by its own interpreter: prints one JSON object of seconds and bytes.
 
-Usage: python peer.py BASE_URL. Imports nothing of ours.
+Usage: python peer.py BASE_URL [IMAGE [MEGABYTES]]. With megabytes of context it runs a cell in Docker for
+each line on stdin, and says how long that took. Imports nothing of ours.
 """
 
 # The peer is not installed where the types are checked.
@@ -90,28 +91,17 @@ def log() -> dict:
 
 def docker(base_url, image) -> dict:
     """Its Docker environment, on an image that has what it needs."""
-    from rlm.environments.docker_repl import DockerREPL
-
-    client = get_client("openai", {"model_name": "m", "base_url": base_url, "api_key": "k"})
-    handler = LMHandler(client)
-    handler.start()
-    address = (handler.host, handler.port)
-    found = {}
-    for megabytes in (1, 10, 100):
-        repl = DockerREPL(
-            image=image, lm_handler_address=address, context_payload="x" * (megabytes * 1_000_000)
-        )
-        found[f"noop_{megabytes}_mb_s"] = median_of(lambda repl=repl: repl.execute_code("pass"), 3)
-        if megabytes == 1:
-            answer = repl.execute_code("print(llm_query('x'))").stdout
-            assert answer.strip() and "Error" not in answer, answer
-            one = median_of(lambda repl=repl: repl.execute_code("llm_query('x')"), 5)
-            batch = median_of(lambda repl=repl: repl.execute_code("r = llm_query_batched(['x'] * 200)"), 3)
-            found |= {"query_s": one - found["noop_1_mb_s"], "batch_200_s": batch - found["noop_1_mb_s"]}
-        repl.cleanup()
+    handler, new_repl = docker_repls(base_url, image)
+    repl = new_repl("x" * 1_000_000)
+    answer = repl.execute_code("print(llm_query('x'))").stdout
+    assert answer.strip() and "Error" not in answer, answer
+    noop = median_of(lambda: repl.execute_code("pass"), 5)
+    one = median_of(lambda: repl.execute_code("llm_query('x')"), 5)
+    batch = median_of(lambda: repl.execute_code("r = llm_query_batched(['x'] * 200)"), 3)
+    repl.cleanup()
 
     def once() -> None:
-        repl = DockerREPL(image=image, lm_handler_address=address, context_payload="x")
+        repl = new_repl("x")
         repl.execute_code("pass")
         seconds.append(time.perf_counter() - begun)
         repl.cleanup()
@@ -121,11 +111,35 @@ def docker(base_url, image) -> dict:
         begun = time.perf_counter()
         once()
     handler.stop()
-    return {**found, "start_s": statistics.median(seconds)}
+    return {"query_s": one - noop, "batch_200_s": batch - noop, "start_s": statistics.median(seconds)}
+
+
+def docker_repls(base_url, image):
+    from rlm.environments.docker_repl import DockerREPL
+
+    handler = LMHandler(get_client("openai", {"model_name": "m", "base_url": base_url, "api_key": "k"}))
+    handler.start()
+    address = (handler.host, handler.port)
+
+    def new_repl(text) -> DockerREPL:
+        return DockerREPL(image=image, lm_handler_address=address, context_payload=text)
+
+    return handler, new_repl
+
+
+def cells_on_request(base_url, image, megabytes) -> None:
+    handler, new_repl = docker_repls(base_url, image)
+    repl = new_repl("x" * (megabytes * 1_000_000))
+    for _ in sys.stdin:
+        print(median_of(lambda: repl.execute_code("pass"), 1), flush=True)
+    repl.cleanup()
+    handler.stop()
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 2:
+    if len(sys.argv) > 3:
+        cells_on_request(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    elif len(sys.argv) > 2:
         print(json.dumps(docker(sys.argv[1], sys.argv[2])))
     else:
         print(json.dumps({**cells(), **queries(sys.argv[1]), **start(), **log()}))
