@@ -40,6 +40,8 @@ MAX_GREETING = 128 << 10
 START_SECONDS = 60.0
 REATTACH_SECONDS = 30.0
 """How long a broken byte stream to a sandbox that still runs is opened again."""
+WELCOME_SECONDS = 10.0
+"""That an agent has to answer the host that takes it over."""
 CELL_GRACE_SECONDS = 60.0
 """How long after its time and its grace a cell may take to end, before the agent counts as lost."""
 CONTEXT_BYTES_PER_SECOND = 5 << 20

@@ -22,6 +22,7 @@ from rlm_environments.containers.engine import Engine
 from rlm_environments.containers.shortcut import Shortcut
 from rlm_environments.docker import DockerEnvironment, DockerSandbox
 
+from rlm_core import limits
 from rlm_core.cell import CellResult
 from rlm_core.environment import make_environment
 from rlm_core.errors import ConfigError, EngineError, PolicyNotEnforceable, SandboxLost
@@ -177,6 +178,28 @@ async def test_another_host_takes_a_sandbox_over(is_left: bool, engine: Engine, 
     await first.let_go()
     await second.stop()
     assert not is_there(engine, first.id)
+
+
+async def test_a_host_with_another_token_takes_nothing_over(
+    container: DockerSandbox, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "WELCOME_SECONDS", 1.0)
+    refused = asyncio.Event()
+
+    async def wait(call: Any) -> Any:
+        await refused.wait()
+        return await echo(call)
+
+    async with Session(container, environment().spec, wait, observer=recorder) as session:
+        running = asyncio.create_task(
+            session.execute("print('busy', flush=True)\nfor n in range(30): print(llm_query(str(n)))\nx = 1")
+        )
+        await recorder.saw("busy\n")
+        with pytest.raises(SandboxLost, match="is this its token"):
+            await environment().attach(container.id, "mistyped")
+        refused.set()
+        assert (await running).stdout == "busy\n" + "".join(f"echo {n}\n" for n in range(30))
+        assert (await session.execute("print(x)")).stdout == "1\n"
 
 
 @pytest.mark.parametrize("first", ["engine", "shortcut"])

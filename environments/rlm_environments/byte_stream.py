@@ -35,7 +35,7 @@ class ByteStreamSandbox(Sandbox):
         self.id = sandbox_id or secrets.token_hex(8)
         self.token = token or secrets.token_urlsafe(32)
         self.lease = lease
-        self.link = StdioLink(folder, self.id, lease, self.on_silence)
+        self.link = StdioLink(folder, self.token, lease, self.on_silence)
         self.channel = self.link.channel
         self._stderr = bytearray()
         self.ended = asyncio.Event()

@@ -225,6 +225,11 @@ class DockerSandbox(ByteStreamSandbox):
         await self._attach()
         assert self._stream is not None
         await self.link.resume(self._stream.transport)
+        try:
+            async with asyncio.timeout(limits.WELCOME_SECONDS):
+                await self.link.welcomed()
+        except TimeoutError:
+            raise SandboxLost(f"the agent of sandbox {self.id} does not answer; is this its token?") from None
 
     def _check_network(self) -> None:
         """Raises PolicyNotEnforceable: whoever takes it over can't change which hosts it may reach."""

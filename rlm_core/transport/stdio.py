@@ -26,7 +26,7 @@ from rlm_core.transport.unix import unix_channel
 class StdioLink:
     """The host's end."""
 
-    def __init__(self, folder: Path, sandbox_id: str, lease: float, on_silence: Callable[[], None]) -> None:
+    def __init__(self, folder: Path, token: str, lease: float, on_silence: Callable[[], None]) -> None:
         """`lease` in seconds: the agent ends when it has not heard of us for that long.
 
         `on_silence` is called when we have not heard of it for that long: the stream may be dead.
@@ -35,7 +35,7 @@ class StdioLink:
         self.socket = folder / "agent.sock"
         """Where gRPC dials."""
         self.channel: grpc.aio.Channel = unix_channel(self.socket)
-        envelope = Envelope(secrets.token_bytes(LINK_ID_BYTES), sandbox_id.encode())
+        envelope = Envelope(secrets.token_bytes(LINK_ID_BYTES), token.encode())
         self._tunnel = Tunnel(envelope, on_silence=on_silence)
         self.lease = lease
         self.is_taken = False
@@ -53,6 +53,10 @@ class StdioLink:
         """
         stream.write(json.dumps(dict(config)).encode() + b"\n")
         return await self._greeted
+
+    async def welcomed(self) -> None:
+        """Wait until the agent has answered; it never does where it has another token."""
+        await self._tunnel.welcomed.wait()
 
     async def resume(self, stream: asyncio.WriteTransport) -> None:
         """Go on over this stream: the first one after `begin`, or a new one after one that broke."""

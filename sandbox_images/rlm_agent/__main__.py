@@ -56,7 +56,7 @@ async def serve(config: AgentConfig, supervisor: socket.socket | None) -> None:
     looks = supervisor is not None or bool(config.supervisor)
     posture = await supervision.probe(outside=config.probe_outside) if looks else None
     stdio = (
-        Stdio(address, Direct(service.new_host, config.token).serve, config.nonce, config.lease)
+        Stdio(address, Direct(service.new_host, config.token).serve, config.token, config.lease)
         if config.stdio
         else None
     )

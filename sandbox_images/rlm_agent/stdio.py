@@ -15,7 +15,7 @@ from rlm_agent.rpc.tunnel import Serve, Tunnel
 class Stdio:
     """`ended` is set when the host is gone: stdin has ended, or nothing came for a lease."""
 
-    def __init__(self, server: Path, serve: Serve, sandbox_id: str, lease: float) -> None:
+    def __init__(self, server: Path, serve: Serve, token: str, lease: float) -> None:
         loop = asyncio.get_running_loop()
         self.ended = asyncio.Event()
         self._lease = lease
@@ -23,7 +23,7 @@ class Stdio:
         self._stdout: asyncio.WriteTransport | None = None
         self._shortcut: asyncio.Transport | None = None
         self._tunnel = Tunnel(
-            Envelope(None, sandbox_id.encode()),
+            Envelope(None, token.encode()),
             dial=lambda end: loop.create_unix_connection(end, str(server)),
             serve=serve,
             on_silence=self.ended.set,

@@ -35,7 +35,7 @@ class Way(ByteStreamSandbox):
         self._reads = reads
         self._connect = connect
         self._tasks: list[asyncio.Task[None]] = []
-        self._agent = Tunnel(Envelope(None, self.id.encode()), serve=self._serve)
+        self._agent = Tunnel(Envelope(None, self.token.encode()), serve=self._serve)
 
     async def open(self) -> None:
         self._agent.connected(Pipe(self.on_stdout))

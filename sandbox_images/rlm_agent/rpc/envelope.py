@@ -17,10 +17,11 @@ The others carry in `number` what the sender expects next, which acknowledges al
 An OPEN without a payload is a connection to the agent's server, whose bytes the DATA frames carry; one with a
 payload is a stream of messages (messages.py).
 
-The CRC-32 (zlib's) is over all but the magic and itself. It begins with the sandbox's id for HELLO and
-WELCOME, and with the link's id for all others, so that a frame of another link is damage. No cell and no LM
-knows either of them: what looks like a frame in a text of theirs, and is come upon after a loss, is damage,
-too. What is damaged or out of order is dropped and asked for again.
+The CRC-32 (zlib's) is over all but the magic and itself. It begins with the sandbox's token for HELLO and
+WELCOME, and with the link's id for all others, so that a frame of another link is damage, and so is the
+greeting of a host that mistakes this sandbox for another. No cell and no LM knows either of them: what looks
+like a frame in a text of theirs, and is come upon after a loss, is damage, too. What is damaged or out of
+order is dropped and asked for again.
 """
 
 import struct
@@ -86,10 +87,12 @@ class Restarted:
 class Envelope:
     """One end of a link. Feed it what arrives, write what `take` gives, in the order of the calls."""
 
-    def __init__(self, link_id: bytes | None, sandbox_id: bytes = b"") -> None:
+    def __init__(self, link_id: bytes | None, token: bytes = b"") -> None:
         """With a link's id this end says HELLO; without one it waits for a HELLO and takes its id."""
         self._says_hello = link_id is not None
-        self._greeting_seed = zlib.crc32(sandbox_id)
+        self._greeting_seed = zlib.crc32(token)
+        self.is_welcome = False
+        """Whether the other end has answered a HELLO."""
         self._reset(link_id)
         self._pending = bytearray()
         self._past: set[bytes] = set()
@@ -271,6 +274,8 @@ class Envelope:
             self._cursor = number
         if kind is Kind.HELLO:
             self._say(Kind.WELCOME, payload)
+        else:
+            self.is_welcome = True
         return restarted
 
     def _acknowledge(self, number: int) -> bool:

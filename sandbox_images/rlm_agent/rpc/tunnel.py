@@ -57,6 +57,8 @@ class Tunnel:
         self._beats: asyncio.Task[None] | None = None
         self.heard_at = time.monotonic()
         """When the other end was last heard of."""
+        self.welcomed = asyncio.Event()
+        """Whether it has answered."""
 
     # -- the byte stream
 
@@ -77,7 +79,10 @@ class Tunnel:
             TakenOver: another host has the agent now.
         """
         self.heard_at = time.monotonic()
-        for event in self._envelope.feed(data):
+        events = self._envelope.feed(data)
+        if self._envelope.is_welcome:
+            self.welcomed.set()
+        for event in events:
             if isinstance(event, Arrived):
                 self._take(event)
             elif isinstance(event, TakenOver):
