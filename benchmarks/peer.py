@@ -114,7 +114,7 @@ def docker(base_url, image) -> dict:
     return {"query_s": one - noop, "batch_200_s": batch - noop, "start_s": statistics.median(seconds)}
 
 
-def docker_repls(base_url, image):
+def docker_repls(base_url, image) -> tuple:
     from rlm.environments.docker_repl import DockerREPL
 
     handler = LMHandler(get_client("openai", {"model_name": "m", "base_url": base_url, "api_key": "k"}))
