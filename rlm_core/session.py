@@ -227,8 +227,10 @@ class Session:
         seconds += self._spec.interrupt_grace + limits.CELL_GRACE_SECONDS
         timer = asyncio.get_running_loop().call_later(seconds, self._give_up, cell)
         try:
-            if request is not None:
-                await self._write(request)
+            if request is not None and not self._write_at_once(request):
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(seconds):
+                        await self._write(request)
             return await cell.result()
         finally:
             timer.cancel()
@@ -236,7 +238,6 @@ class Session:
     def _give_up(self, cell: RunningCell) -> None:
         if not cell.has_ended:
             self._lose(SandboxLost("the agent did not end a cell whose time was up"))
-            self.break_connection()  # it may be that nobody reads what is written
 
     async def _stop_cell(self, cell: RunningCell) -> None:
         """Interrupt a cell that nobody waits for any more, and see it end: the session can be used again."""
@@ -336,7 +337,7 @@ class Session:
         try:
             while True:
                 assert self._stream is not None
-                error = await self._stream.end()
+                error = await self._stream.run()
                 if self._lost is not None:
                     break
                 if error.code() not in RECONNECTABLE or not await self._reconnect():
@@ -350,7 +351,7 @@ class Session:
         finally:
             self._lose(SandboxLost("the sandbox has been stopped"))  # whoever waits must know
             if self._stream is not None:
-                self._stream.cut()  # what nobody reads would hold up the other sessions of the sandbox
+                self._stream.cut()
 
     async def _reconnect(self) -> bool:
         """Dial again until the deadline; then take up the running cell where its events ended."""
@@ -374,6 +375,12 @@ class Session:
                     except grpc.aio.UsageError:
                         raise SandboxLost("the sandbox has been stopped") from None
         return False
+
+    def _write_at_once(self, message: pb.ConnectRequest) -> bool:
+        """Without the cost of a wait, where there is none."""
+        if self._stream is None or self._write_turn.locked():
+            return False
+        return self._stream.write_now(message)
 
     async def _write(self, message: pb.ConnectRequest) -> None:
         async with self._write_turn:

@@ -138,6 +138,21 @@ async def test_garbage_of_earlier_cells_is_collected(session: Session) -> None:
         assert left < 15, "it does not grow with what has been collected"
 
 
+async def test_garbage_is_collected_where_cells_have_no_checkpoint(session: Session) -> None:
+    await session.execute(
+        "import os, threading\ndef megabytes():\n"
+        "  return int(open('/proc/self/statm').read().split()[1]) * os.sysconf('SC_PAGESIZE') >> 20\n"
+        "def circles(): return [(lambda each: each.append(each) or each)([]) for _ in range(400_000)]"
+    )
+    sizes = [int((await session.execute("print(megabytes())")).stdout)]
+    for _ in range(3):
+        sizes.append(int((await session.execute("data = circles(); print(megabytes())")).stdout))
+    await session.execute("threading.Thread(target=threading.Event().wait, daemon=True).start()")
+    for _ in range(6):
+        sizes.append(int((await session.execute("data = circles(); print(megabytes())")).stdout))
+    assert sizes[-1] - sizes[0] < 3.2 * (sizes[1] - sizes[0]), "what the cells before have left is gone"
+
+
 async def test_a_cells_default_timeout_is_not_that_of_its_calls(sandbox: Sandbox) -> None:
     async def slow(call: Call) -> Answer | Failure:
         await passed(0.3)

@@ -1,5 +1,6 @@
 """The local environment: nothing of the host leaks in, nothing of a run stays."""
 
+import asyncio
 import os
 import secrets
 import select
@@ -11,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from rlm_core import limits
 from rlm_core.environment import make_environment, parse_spec
-from rlm_core.errors import ConfigError, PolicyNotEnforceable
+from rlm_core.errors import ConfigError, PolicyNotEnforceable, SandboxLost
 from rlm_core.session import Session
 from tests.conftest import echo
 from tests.support.processes import descendants, gone
@@ -201,3 +203,30 @@ def test_an_unknown_environment_says_what_is_known() -> None:
         ConfigError, match=r"unknown environment 'lokal', did you mean 'local'.*known: .*local"
     ):
         make_environment("lokal", {})
+
+
+async def test_an_agent_that_is_stopped_holds_up_a_cell_for_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And its code is more than what goes into the connection."""
+    monkeypatch.setattr(limits, "CELL_GRACE_SECONDS", 0.5)
+    environment = make_environment("local", {"interrupt_grace": 0.1})
+    sandbox = await environment.start()
+    async with Session(sandbox, environment.spec, echo) as session:
+        os.kill(sandbox.pid, signal.SIGSTOP)  # type: ignore[attr-defined]
+        try:
+            async with asyncio.timeout(10):
+                with pytest.raises(SandboxLost, match="did not end a cell"):
+                    await session.execute("#" * limits.MAX_CODE, timeout=0.1)
+        finally:
+            os.kill(sandbox.pid, signal.SIGCONT)  # type: ignore[attr-defined]
+    await sandbox.stop()
+
+
+async def test_a_cell_hears_that_its_sandbox_has_been_stopped() -> None:
+    environment = make_environment("local", {})
+    sandbox = await environment.start()
+    async with Session(sandbox, environment.spec, echo) as session:
+        running = asyncio.create_task(session.execute("import time; time.sleep(600)"))
+        await asyncio.sleep(0)
+        await sandbox.stop()
+        with pytest.raises(SandboxLost, match="the sandbox has been stopped"):
+            await running

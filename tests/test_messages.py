@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import gc
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rlm_agent import errors
+from rlm_agent.cell import Cell
 from rlm_agent.direct import Direct
 from rlm_agent.host import Host
 from rlm_agent.rpc import tunnel as tunnels
@@ -244,7 +247,7 @@ async def test_a_message_over_the_limit_ends_its_stream_and_no_other() -> None:
         stream, other = direct(host), Inbox(host.open_stream(GREETING))
         with pytest.raises(ConnectionError):
             await stream.write(pb.ConnectRequest(execute=pb.ExecuteCell(code="x" * MAX_MESSAGE)))
-        assert (await stream.end()).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert (await stream.run()).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         await other.write(b"x" * MAX_MESSAGE)
         assert await other.read() == b"x" * MAX_MESSAGE
 
@@ -254,11 +257,11 @@ async def test_a_stream_of_a_link_that_has_ended_has_ended_too() -> None:
         before = direct(host)
         host.end()
         late = direct(host)
-        assert (await before.end()).code() is (await late.end()).code() is grpc.StatusCode.UNAVAILABLE
+        assert (await before.run()).code() is (await late.run()).code() is grpc.StatusCode.UNAVAILABLE
         with pytest.raises(ConnectionError):
             await late.write(pb.ConnectRequest())
         with pytest.raises(SandboxLost, match="stopped"):
-            await DirectStream(host.open_stream(GREETING), lambda response: None, lambda: True).end()
+            await DirectStream(host.open_stream(GREETING), lambda response: None, lambda: True).run()
 
 
 @pytest.mark.parametrize(
@@ -318,7 +321,7 @@ async def test_what_comes_after_the_end_is_given_to_nobody() -> None:
         stream = DirectStream(inner, had_enough, lambda: False)
         inner.deliver((PREFIX.pack(0, 2) + b"\xff\xff") * 3)
         with pytest.raises(SandboxLost, match="enough"):
-            await stream.end()
+            await stream.run()
     assert taken == [None]
 
 
@@ -383,9 +386,33 @@ async def test_an_error_of_the_agent_is_a_status_with_its_text(
         stream = DirectStream(host.open_stream(GREETING), taken.append, lambda: False)
         await stream.write(pb.ConnectRequest())
         await stream.write(pb.ConnectRequest(execute=pb.ExecuteCell()))
-        error = await stream.end()
+        error = await stream.run()
         assert error.code() is status and "it is gone" in (error.details() or "")
         assert taken == [pb.ConnectResponse(messages=[pb.AgentMessage()])]
+
+
+async def test_a_host_that_has_left_is_forgotten() -> None:
+    """A cell that goes on does not tell it anything, and does not keep it."""
+    cell = Cell("c", "", 100)
+    session: Any = Refusing(RuntimeError())
+    session.execute = lambda request: cell
+
+    class Nowhere:
+        is_free = True
+
+        async def write(self, response: pb.ConnectResponse) -> None: ...
+
+        def write_now(self, response: pb.ConnectResponse) -> bool:
+            return False
+
+    host = Host(lambda _: session, Nowhere())
+    host.take(pb.ConnectRequest())
+    host.take(pb.ConnectRequest(execute=pb.ExecuteCell()))
+    host.leave()
+    left = weakref.ref(host)
+    del host
+    gc.collect()
+    assert left() is None
 
 
 @pytest.mark.parametrize(
@@ -403,7 +430,7 @@ async def test_the_agent_refuses(greeting: bytes, message: bytes, status: grpc.S
     async with linked(Direct(lambda responses: Host(find, responses), "token").serve) as (host, _, _):
         inner = host.open_stream(greeting)
         await inner.write(message)
-        error = await DirectStream(inner, lambda response: None, lambda: False).end()
+        error = await DirectStream(inner, lambda response: None, lambda: False).run()
         assert error.code() is status
 
 
@@ -411,7 +438,7 @@ async def test_a_stream_that_was_cut_at_this_end_can_be_opened_again() -> None:
     async with linked(echo) as (host, _, _):
         stream = direct(host)
         stream.cut()
-        assert (await stream.end()).code() is grpc.StatusCode.UNAVAILABLE
+        assert (await stream.run()).code() is grpc.StatusCode.UNAVAILABLE
         again = Inbox(host.open_stream(GREETING))
         await again.write(b"again")
         assert await again.read() == b"again"

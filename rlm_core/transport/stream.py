@@ -18,11 +18,20 @@ Take = Callable[[Any], None]
 
 
 class Stream(Protocol):
+    def write_now(self, request: pb.ConnectRequest, /) -> bool:
+        """Whether it could be handed on at once; else nothing has been done."""
+        ...
+
     async def write(self, request: pb.ConnectRequest, /) -> None:
         """Raises ConnectionError when the stream is over."""
 
-    async def end(self) -> grpc.aio.AioRpcError:
-        """What it ended with, when it has. Raises what `Take` raised."""
+    async def run(self) -> grpc.aio.AioRpcError:
+        """To its end, which is always an error.
+
+        Raises:
+            SandboxLost: this end has stopped the sandbox.
+            Exception: what `Take` raised.
+        """
         ...
 
     def cut(self) -> None:
@@ -34,6 +43,10 @@ class GrpcStream:
         """`call` is a `grpc.aio.StreamStreamCall`."""
         self._call = call
         self._take = take
+        self._is_cut = False
+
+    def write_now(self, request: pb.ConnectRequest) -> bool:
+        return False  # gRPC's own writing waits
 
     async def write(self, request: pb.ConnectRequest) -> None:
         try:
@@ -45,8 +58,7 @@ class GrpcStream:
                 raise
             raise ConnectionError("the stream was cut") from None
 
-    async def end(self) -> grpc.aio.AioRpcError:
-        """Reads it, too."""
+    async def run(self) -> grpc.aio.AioRpcError:
         try:
             while (message := await self._call.read()) is not grpc.aio.EOF:
                 self._take(message)
@@ -55,9 +67,12 @@ class GrpcStream:
         except asyncio.CancelledError:
             if _is_cancelled():
                 raise
+            if not self._is_cut:
+                raise SandboxLost("the sandbox has been stopped") from None
         return _error(await self._call.code(), await self._call.details())
 
     def cut(self) -> None:
+        self._is_cut = True
         self._call.cancel()
 
 
@@ -73,11 +88,13 @@ class DirectStream:
         self._raised: Exception | None = None
         stream.hear(self._take_data, self._ended.set)
 
+    def write_now(self, request: pb.ConnectRequest) -> bool:
+        return self._stream.is_free and self._stream.write_now(request.SerializeToString())
+
     async def write(self, request: pb.ConnectRequest) -> None:
         await self._stream.write(request.SerializeToString())
 
-    async def end(self) -> grpc.aio.AioRpcError:
-        """Raises SandboxLost when this end has stopped the sandbox."""
+    async def run(self) -> grpc.aio.AioRpcError:
         await self._ended.wait()
         if self._raised is not None:
             raise self._raised

@@ -51,7 +51,7 @@ class Cell:
         self._pass_on()
 
     def unfollow(self, follower: Follower) -> None:
-        if self._follower is follower:
+        if self._follower == follower:
             self._follower = None
 
     def _pass_on(self) -> None:

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 from rlm_agent import limits
 from rlm_agent.errors import SessionGone
-from rlm_agent.frames import PACKET_BYTES, Frame, FrameError, Kind, PacketBuffer, packets
+from rlm_agent.frames import FIRST, PACKET_BYTES, Frame, FrameError, Kind, PacketBuffer, packets
 from rlm_agent.memory import out_of_memory_kills
 from rlm_agent.result import Death, late_rollback, text_of
 from rlm_agent.sender import NOBODY, Sender, receive_with_sender
@@ -24,8 +24,12 @@ from rlm_agent.watch import Watch
 
 MAX_PID = 1 << 22
 """The kernel's own limit."""
-Ended: TypeAlias = Frame | Death | SessionGone
-"""The worker's result, how it died, or that there is none any more."""
+Ended: TypeAlias = Frame | Death | SessionGone | None
+"""The worker's result, how it died, or that there is none any more; None for what was interrupted before it
+had begun."""
+
+
+def _nothing() -> None: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -41,6 +45,7 @@ class Work:
     fds: Sequence[int] = ()
     is_unwanted: bool = False
     """Whether it is to be interrupted once it has begun."""
+    on_begin: Callable[[], None] = _nothing
 
     @property
     def name(self) -> object:
@@ -53,7 +58,7 @@ class Chain:
         """`on_lost` is told once, and why, when no worker can work any more."""
         self.lost: str | None = None
         self.interrupt_reason = ""
-        """Why the work that ends was interrupted; empty when it was not."""
+        """At the end of a work, why it was interrupted; empty when it was not."""
         self._session_id = session_id
         self._supervision = supervision
         self._on_lost = on_lost
@@ -118,6 +123,7 @@ class Chain:
         works = [*([self._work] if self._work else ()), *self._queue]
         self._work = None
         self._queue.clear()
+        self._unsent.clear()
         for work in works:
             work.on_end(SessionGone(detail))
 
@@ -159,17 +165,37 @@ class Chain:
         try:
             outcome = await ended
         finally:
-            with contextlib.suppress(ValueError):
-                self._queue.remove(work)
+            self._withdraw(work)
         if isinstance(outcome, SessionGone):
             raise outcome
+        assert outcome is not None  # nobody interrupts it before it has begun
         return outcome
 
+    def _withdraw(self, work: Work) -> None:
+        """If the worker has been given nothing of it: its files are about to be closed."""
+        if work in self._queue:
+            self._queue.remove(work)
+        elif work is self._work and self._drop_untouched():
+            self._work = None
+            self._stop_timers()
+            self._ready.set()
+            self._begin_next()
+
+    def _drop_untouched(self) -> bool:
+        """Forget what has been given to no worker, not even its first packet: nobody may get its fds later,
+        which can be other files by then."""
+        is_untouched = bool(self._unsent) and self._unsent[0][0].startswith(FIRST)
+        if is_untouched:
+            self._unsent.clear()
+        return is_untouched
+
     def interrupt(self, work: Work) -> None:
-        """SIGINT now, or when it begins, SIGKILL after the grace period; nothing when it has ended."""
-        work.is_unwanted = True
+        """SIGINT now and SIGKILL after the grace period; what has not begun just ends."""
         if work is self._work:
             self._interrupt("interrupt")
+        elif work in self._queue:
+            self._queue.remove(work)
+            work.on_end(None)
 
     def take_late_rollback(self) -> str:
         """What is to be told of cells that had ended and are undone, once."""
@@ -179,13 +205,15 @@ class Chain:
     def _begin_next(self) -> None:
         if self._work is not None or self._unsent or not self._queue or not self._ready.is_set():
             return
-        work = self._work = self._queue.popleft()
+        work = self._queue.popleft()
+        first, *rest = packets(work.frame.encode())
+        work.on_begin()
+        self._work = work
         self._ready.clear()
         self.interrupt_reason, self._is_killed, self._held = "", False, None
         self._is_second_try = False
         if work.timeout:
             self._timers.append(self._loop.call_later(work.timeout, self._interrupt, "timeout"))
-        first, *rest = packets(work.frame.encode())
         self._unsent.extend([(first, work.fds), *((packet, ()) for packet in rest)])
         self._send()
         self._memory_kills = out_of_memory_kills()  # while the worker begins: nobody waits for it
@@ -217,6 +245,7 @@ class Chain:
 
     def _end_work(self, outcome: Frame | Death) -> None:
         work, self._work = self._work, None
+        self._drop_untouched()  # of a worker that says that it has died of it all the same
         self._stop_timers()
         if not self._ready.is_set():
             self._timers.append(self._loop.call_later(limits.READY_SECONDS, self._overdue))

@@ -45,8 +45,12 @@ class DirectResponses:
     async def write(self, response: pb.ConnectResponse) -> None:
         await self._stream.write(response.SerializeToString())
 
+    @property
+    def is_free(self) -> bool:
+        return self._stream.is_free
+
     def write_now(self, response: pb.ConnectResponse) -> bool:
-        return self._stream.is_free and self._stream.write_now(response.SerializeToString())
+        return self._stream.write_now(response.SerializeToString())
 
 
 def _take(host: Host, data: bytes) -> None:

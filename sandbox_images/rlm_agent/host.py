@@ -10,14 +10,22 @@ from rlm_agent.cell import Cell
 from rlm_agent.rpc.v1 import agent_pb2 as pb
 from rlm_agent.session import Outgoing, Session
 
+SHORT_BYTES = 32 << 10
+"""What is longer can wait for a turn of the loop."""
+
 
 class Responses(Protocol):
     """Where a host is written to: by gRPC, or by a stream of ours."""
 
     async def write(self, response: pb.ConnectResponse, /) -> None: ...
 
+    @property
+    def is_free(self) -> bool:
+        """Whether something can be written at once."""
+        ...
+
     def write_now(self, response: pb.ConnectResponse, /) -> bool:
-        """Whether that could be done at once; else nothing has been done."""
+        """Whether it could be handed on at once; else nothing has been done."""
         ...
 
 
@@ -88,10 +96,13 @@ class Host:
 
     def _tell_now(self) -> None:
         """Whatever waits, if it can be written at once: who waits for a cell is spared a turn of the loop."""
+        if not self._responses.is_free or len(self._waiting) > limits.MAX_BATCH_MESSAGES:
+            return
         messages = [each for each in self._waiting if isinstance(each, pb.AgentMessage)]
-        if len(messages) == len(self._waiting) <= limits.MAX_BATCH_MESSAGES and self._responses.write_now(
-            pb.ConnectResponse(messages=messages)
-        ):
+        is_all = len(messages) == len(self._waiting)
+        if not is_all or sum(each.ByteSize() for each in messages) > SHORT_BYTES:
+            return
+        if self._responses.write_now(pb.ConnectResponse(messages=messages)):
             self._waiting.clear()
             self._wake.clear()
 

@@ -255,6 +255,9 @@ async def _hear(host: Host, requests: AsyncIterator[pb.ConnectRequest]) -> None:
 
 
 class GrpcResponses:
+    is_free = False
+    """gRPC's own writing waits."""
+
     def __init__(self, context: Context) -> None:
         self._context = context
 
@@ -262,7 +265,7 @@ class GrpcResponses:
         await self._context.write(response)
 
     def write_now(self, response: pb.ConnectResponse) -> bool:
-        return False  # gRPC's own writing waits
+        return False
 
 
 async def _receive(requests: AsyncIterator[Any], path: Path, size: int) -> None:

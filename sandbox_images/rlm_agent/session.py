@@ -54,8 +54,9 @@ class Session:
         self._inherited_contexts = 0
         self.inputs = Inputs(self._perform)
         self._chain = Chain(session_id, supervision, self._tell_loss)
+        self._cell: Cell | None = None
+        """That has been asked for, and has not ended."""
         self._cell_work: Work | None = None
-        """Of the cell that runs."""
         self._unwanted = ""
         """Id of a cell that is to be interrupted, although it has not come yet."""
         self._loop = asyncio.get_running_loop()
@@ -149,21 +150,19 @@ class Session:
             raise Invalid(f"a cell id has 1 to {limits.MAX_ID_CHARS} characters")
         if len(request.code) > limits.MAX_CODE:
             raise Invalid(f"a cell has at most {limits.MAX_CODE:,} characters of code")
-        if self.calls.cell is not None:
-            raise Busy(f"cell {self.calls.cell.id!r} is running")
-        cell = Cell(request.cell_id, request.code, self.config.output_bytes)
+        if self._cell is not None:
+            raise Busy(f"cell {self._cell.id!r} is running")
+        cell = self._cell = Cell(request.cell_id, request.code, self.config.output_bytes)
         self._cells[cell.id] = cell
         while len(self._cells) > limits.MAX_CELLS_REMEMBERED:
             self._cells.popitem(last=False)
-        for pipe in (self._stdout, self._stderr):
-            pipe.drain()  # of processes that an earlier cell left; no cell to show it in
-        self.calls.begin_cell(cell)
         work = self._cell_work = Work(
             Frame(Kind.EXECUTE, {"cell": cell.id}, cell.code.encode("utf-8", "replace")),
             partial(self._end_cell, cell, time.monotonic()),
             self.config.interrupt_grace,
             request.timeout_ms / 1000,
             is_unwanted=cell.id == self._unwanted,
+            on_begin=partial(self._begin_cell, cell),
         )
         self._chain.do(work)
         return cell
@@ -182,26 +181,33 @@ class Session:
 
     def interrupt_cell(self, cell_id: str) -> None:
         """Interrupt this cell, also when the request has overtaken it; without an id the running one."""
-        cell = self.calls.cell
-        if cell is not None and cell_id in ("", cell.id):
-            if self._cell_work is not None:
-                self._chain.interrupt(self._cell_work)
+        cell, work = self._cell, self._cell_work
+        if cell is not None and work is not None and cell_id in ("", cell.id):
+            self._chain.interrupt(work)
         elif cell_id not in self._cells:
             self._unwanted = cell_id
 
     # -- cells
 
+    def _begin_cell(self, cell: Cell) -> None:
+        for pipe in (self._stdout, self._stderr):
+            pipe.drain()  # of what earlier cells left, and of forks; no cell to show it in
+        self.calls.begin_cell(cell)
+
     def _end_cell(self, cell: Cell, started: float, ended: Ended) -> None:
-        self._cell_work = None
-        self.calls.end_cell()
-        cell.write_stdout(self._stdout.drain())
-        cell.write_stderr(self._stderr.drain())
+        self._cell = self._cell_work = None
+        if self.calls.cell is cell:  # it had begun
+            self.calls.end_cell()
+            cell.write_stdout(self._stdout.drain())
+            cell.write_stderr(self._stderr.drain())
         if isinstance(ended, SessionGone):
             return  # told by _tell_loss
-        if isinstance(ended, Death):
+        if isinstance(ended, Frame):
+            result = finished_cell(ended, self._chain.interrupt_reason)
+        elif isinstance(ended, Death):
             result = rolled_back_cell(ended)
         else:
-            result = finished_cell(ended, self._chain.interrupt_reason)
+            result = pb.CellFinished(status=pb.CELL_STATUS_INTERRUPTED)
         if late := self._chain.take_late_rollback():
             result.notices.append(late)
         result.wall_us = int((time.monotonic() - started) * 1e6)

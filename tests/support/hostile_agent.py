@@ -43,19 +43,18 @@ class Way(ByteStreamSandbox):
 
     def _serve(self, stream: MessageStream, token: bytes) -> None:
         if not self._reads:
-            self._take_no_more(stream)
+            self._take_no_more()
         self._tasks.append(asyncio.ensure_future(self._answer(Inbox(stream))))
 
-    def _take_no_more(self, stream: MessageStream) -> None:
+    def _take_no_more(self) -> None:
         """Acknowledge nothing."""
-        stream.full = True
-        self._agent.hold()
+        self._agent._envelope.held = True
 
     async def _answer(self, inbox: Inbox) -> None:
         async def requests() -> AsyncIterator[bytes]:
             yield await inbox.read() or b""  # the session
             cell = await inbox.read() or b""
-            self._take_no_more(inbox.stream)
+            self._take_no_more()
             yield cell
 
         with contextlib.suppress(ConnectionError):  # the host has had enough

@@ -24,9 +24,6 @@ TOO_LONG = bytes([RESOURCE_EXHAUSTED]) + b"a message is longer than any may be"
 class MessageStream:
     """One end of it. Write from one task; what comes is handed on at once."""
 
-    full = False
-    """As for a connection: whether it can't take what arrives."""
-
     def __init__(self, tunnel: "Tunnel", number: int) -> None:
         self.number = number
         self.closed = False

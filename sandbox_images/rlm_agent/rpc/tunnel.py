@@ -171,7 +171,8 @@ class Tunnel:
 
     def hold(self) -> None:
         """Acknowledge nothing while one of them can't take what arrives."""
-        was_held, self._envelope.held = self._envelope.held, any(end.full for end in self._ends.values())
+        was_held = self._envelope.held
+        self._envelope.held = any(isinstance(end, LocalEnd) and end.full for end in self._ends.values())
         if was_held and not self._envelope.held:
             self._envelope.beat()
             self._pump()

@@ -138,6 +138,7 @@ class Worker:
         while True:
             if pending is None and not no_checkpoint:
                 self._rehearse()
+            self._repl.look_at_growth()
             self._end_old_checkpoint()
             self._send(Kind.READY, {"pid": bound.getpid(), "cell": self._last_cell, "died": died})
             self._progress[0] = READY

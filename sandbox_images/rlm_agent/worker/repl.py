@@ -100,7 +100,9 @@ class Repl:
         self.names.restore()
         self._types()
         bound.collect()
-        # Here and not at the end of a cell, which would wait for it.
+
+    def look_at_growth(self) -> None:
+        """While nobody waits, as they would at the end of a cell (measured: 20 µs)."""
         self._has_grown = _resident_bytes() > 2 * self._bytes_when_collected + GROWN_BYTES
 
     def _attempt(self, action: Callable[[], None]) -> Outcome:
