@@ -336,9 +336,9 @@ import os, signal
 from rlm_agent.frames import Kind
 from rlm_agent.worker.chain import Worker
 send = Worker._send
-def _send(self, kind, header, body=b""):
-    send(self, kind, header, body)
-    if kind is Kind.READY and header["died"] and not os.path.exists("told"):
+def _send(self, frame):
+    send(self, frame)
+    if frame.kind is Kind.READY and frame.header["died"] and not os.path.exists("told"):
         open("told", "w").close()
         os.kill(os.getpid(), signal.SIGKILL)
 Worker._send = _send

@@ -216,7 +216,6 @@ class Chain:
             self._timers.append(self._loop.call_later(work.timeout, self._interrupt, "timeout"))
         self._unsent.extend([(first, work.fds), *((packet, ()) for packet in rest)])
         self._send()
-        self._memory_kills = out_of_memory_kills()  # while the worker begins: nobody waits for it
         if work.is_unwanted:
             self._interrupt("interrupt")
 
@@ -343,6 +342,8 @@ class Chain:
         work = self._work
         outcome: Frame | Death | None = None
         death = self._death(died) if died is not None else None
+        # Now, while the host thinks: right after a cell is given, its worker waits for us to sleep (45 µs).
+        self._memory_kills = out_of_memory_kills()
         is_undone = work is not None and died is not None and died.get("begun") is True
         if death is not None and is_undone:
             outcome = death

@@ -15,7 +15,8 @@ from typing import Any
 
 from rlm_agent import limits
 
-_dumps, _loads, _len = json.dumps, json.loads, len  # bound now, for the worker: see worker/bound.py
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_loads, _len = json.loads, len  # bound now, for the worker: see worker/bound.py
 PREFIX = struct.Struct("!BII")
 
 
@@ -57,8 +58,7 @@ class Frame:
     body: bytes = b""
 
     def encode(self) -> bytes:
-        text = _dumps(self.header, ensure_ascii=False, separators=(",", ":"))
-        header = text.encode("utf-8", "surrogatepass")
+        header = _encode(self.header).encode("utf-8", "surrogatepass")
         return PREFIX.pack(self.kind, _len(header), _len(self.body)) + header + self.body
 
 

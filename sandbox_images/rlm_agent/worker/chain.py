@@ -24,7 +24,7 @@ from rlm_agent.worker import bound, context, process, root, variables
 from rlm_agent.worker.kept import Kept
 from rlm_agent.worker.link import EXIT_BROKEN, EXIT_CLOSED, EXIT_LINK, LinkClosed, PacketLink, leave
 from rlm_agent.worker.query import SOCKET_VARIABLE, Queries
-from rlm_agent.worker.repl import Repl
+from rlm_agent.worker.repl import Outcome, Repl
 
 OOM_VICTIM, OOM_SURVIVOR = 1000, 0
 CHECKPOINT_SECONDS = 5.0
@@ -136,11 +136,12 @@ class Worker:
         Returns a frame that is still to be served by the next standby, or None.
         """
         while True:
-            if pending is None and not no_checkpoint:
+            rehearses = pending is None and not no_checkpoint
+            if rehearses:
                 self._rehearse()
             self._repl.look_at_growth()
             self._end_old_checkpoint()
-            self._send(Kind.READY, {"pid": bound.getpid(), "cell": self._last_cell, "died": died})
+            self._send(Frame(Kind.READY, {"pid": bound.getpid(), "cell": self._last_cell, "died": died}))
             self._progress[0] = READY
             died = None
             if pending is None:
@@ -149,7 +150,8 @@ class Worker:
                 if alone and _fork_blocker() == "":
                     return pending
             self._progress[0] = AT_WORK
-            self._restore_streams()
+            if not rehearses:
+                self._restore_streams()
             frame, fds = pending
             changed = self._serve_one(frame, fds, no_checkpoint)
             _close_all(pending)
@@ -164,7 +166,7 @@ class Worker:
         me = bound.getpid()
         header = frame.header
         if frame.kind is Kind.FORK:
-            self._send(Kind.FORKED, self._fork_session(frame, fds).header)
+            self._send(self._fork_session(frame, fds))
             return False
         if frame.kind is Kind.EXECUTE:
             action: Callable[[], Any] = lambda: self._repl.execute(frame.body.decode())  # noqa: E731
@@ -181,20 +183,20 @@ class Worker:
         if bound.getpid() != me:
             leave(0)  # a child that the cell forked came back into our frames: only its maker reports
         self._last_cell = str(header["cell"])
-        self._send(
-            Kind.RESULT,
-            {
-                "cell": self._last_cell,
-                "status": outcome.status,
-                "error": outcome.error,
-                "ready": outcome.answer_ready,
-                "notices": [*outcome.notices, *_warning(no_checkpoint)],
-                "variables": outcome.variables,
-                "no_checkpoint": no_checkpoint,
-            },
-            outcome.answer.encode("utf-8", "surrogatepass"),
-        )
+        self._send(self._result(outcome, no_checkpoint))
         return True
+
+    def _result(self, outcome: Outcome, no_checkpoint: str) -> Frame:
+        header = {
+            "cell": self._last_cell,
+            "status": outcome.status,
+            "error": outcome.error,
+            "ready": outcome.answer_ready,
+            "notices": [*outcome.notices, *_warning(no_checkpoint)],
+            "variables": outcome.variables,
+            "no_checkpoint": no_checkpoint,
+        }
+        return Frame(Kind.RESULT, header, outcome.answer.encode("utf-8", "surrogatepass"))
 
     def _end_old_checkpoint(self) -> None:
         """Once this process has shown that it can work, its parent is checkpoint enough.
@@ -229,19 +231,19 @@ class Worker:
         """
         process.prefer_as_oom_victim(OOM_VICTIM)
         self._restore_streams()
-        error = self._repl.rehearse()
+        outcome = self._repl.rehearse()
+        full = outcome.error is not None and outcome.error["type"] == "MemoryError"
         # About a full memory, the next cell can do something.
-        is_broken = error is not None and not isinstance(error, (MemoryError, KeyboardInterrupt))
-        if is_broken or not self._carries_frames():
+        if (outcome.status == "error" and not full) or not self._carries_frames():
             leave(EXIT_BROKEN)
 
     def _carries_frames(self) -> bool:
-        frame = Frame(Kind.RESULT, {"cell": self._last_cell, "status": "ok", "variables": {}, "notices": []})
         try:
             near, far = PacketLink.pair()
         except OSError:  # no file is free: the next cell can do something
             return True
-        near.send(frame)
+        frame = self._result(Outcome("ok"), "")
+        self._send_by(near, frame)
         near.close()  # so that nothing waits for more than was sent
         received = far.receive()
         far.close()
@@ -274,7 +276,7 @@ class Worker:
         outcome = self._repl.run(look)
         if outcome.error is not None:
             answer["error"] = f"{outcome.error['type']}: {outcome.error['message'][:500]}"
-        self._send(Kind.RESULT, answer, body)
+        self._send(Frame(Kind.RESULT, answer, body))
 
     def _fork_session(self, frame: Frame, fds: list[int]) -> Frame:
         """Start a second session with a copy of this memory; only the caller's process returns.
@@ -334,12 +336,15 @@ class Worker:
         except FrameError:
             leave(EXIT_LINK)
 
-    def _send(self, kind: Kind, header: dict[str, Any], body: bytes = b"") -> None:
-        if not self._link.intact() or [_inode(fd) for fd in self._saved] != self._captures:
+    def _send(self, frame: Frame) -> None:
+        self._send_by(self._link, frame)
+
+    def _send_by(self, link: PacketLink, frame: Frame) -> None:
+        if not link.intact() or [_inode(fd) for fd in self._saved] != self._captures:
             leave(EXIT_LINK)
         try:
-            bound.set_blocking(self._link.fileno(), True)
-            self._link.send(Frame(kind, header, body))
+            bound.set_blocking(link.fileno(), True)
+            link.send(frame)
         except OSError:
             leave(EXIT_CLOSED)
 

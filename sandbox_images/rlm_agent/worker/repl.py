@@ -56,8 +56,11 @@ class Repl:
 
     def run(self, action: Callable[[], None]) -> Outcome:
         """Do something that may run the user's code, with SIGINT raising KeyboardInterrupt in it."""
+        return self._run(action, self.names.final_answer)
+
+    def _run(self, action: Callable[[], None], answer: Callable[[], tuple[bool, str]]) -> Outcome:
         try:
-            return _interruptible(lambda: self._attempt(action))
+            return _interruptible(lambda: self._attempt(action, answer))
         except BaseException as error:
             # An interrupt, or a __str__ of the user's, came while the outcome was being put together.
             described = _describe(error)
@@ -80,32 +83,20 @@ class Repl:
             echo = compile(ast.Interactive([last]), filename, "single", dont_inherit=True)
             exec(echo, namespace)
 
-    def rehearse(self) -> BaseException | None:
-        """Do what every cell does, on nothing; gives what was raised.
+    def rehearse(self) -> Outcome:
+        """Do what every cell does, on nothing; the answer's text is left out, which may be the user's code.
 
         A forked process copies each memory page at its first write; this makes it copy those that a
         cell needs before there is a cell (measured: 0.9 ms less in each).
         """
-        try:
-            _interruptible(self._rehearse)
-        except BaseException as error:
-            return error
-        return None
-
-    def _rehearse(self) -> None:
         names: dict[str, Any] = {"__builtins__": builtins}
-        error = self._try(lambda: self._execute(REHEARSAL, "<rehearsal>", names))
-        if error is not None:
-            raise error
-        self.names.restore()
-        self._types()
-        bound.collect()
+        return self._run(lambda: self._execute(REHEARSAL, "<rehearsal>", names), lambda: (False, ""))
 
     def look_at_growth(self) -> None:
         """While nobody waits, as they would at the end of a cell (measured: 20 µs)."""
         self._has_grown = _resident_bytes() > 2 * self._bytes_when_collected + GROWN_BYTES
 
-    def _attempt(self, action: Callable[[], None]) -> Outcome:
+    def _attempt(self, action: Callable[[], None], answer: Callable[[], tuple[bool, str]]) -> Outcome:
         status, described = "ok", None
         raised = self._try(action)
         if raised is not None:
@@ -115,11 +106,11 @@ class Repl:
             self._flush()
         del raised  # and what it holds, before garbage is collected
         notices = self.names.restore()
-        ready, answer = self.names.final_answer()
+        ready, text = answer()
         types = self._types()
         # Here and not later: it may run a __del__ of the user's, which must happen within the cell.
         self._collect_garbage()
-        return Outcome(status, described, ready, answer, notices, types)
+        return Outcome(status, described, ready, text, notices, types)
 
     def _try(self, action: Callable[[], None]) -> BaseException | None:
         self._prepare()
@@ -157,7 +148,8 @@ class Repl:
         self.namespace["__builtins__"] = builtins
 
     def _flush(self) -> None:
-        for stream in (sys.stdout, sys.stderr, self._stdout, self._stderr):
+        replaced = sys.stdout is not self._stdout or sys.stderr is not self._stderr
+        for stream in (*((sys.stdout, sys.stderr) if replaced else ()), self._stdout, self._stderr):
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 stream.flush()
         # C code in the cell has buffers of its own, which a fork would double.
