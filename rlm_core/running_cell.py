@@ -75,9 +75,6 @@ class RunningCell:
             self.end(self._finish(event.finished))
 
     def _finish(self, end: pb.CellFinished) -> CellResult:
-        has_error = end.HasField("error")
-        limit = limits.MAX_ERROR_CHARS
-        error = CellError(told(end.error.type), end.error.message[:limit], end.error.traceback[:limit])
         return CellResult(
             cell_id=self.id,
             status=STATUSES.get(end.status, "error"),
@@ -85,7 +82,7 @@ class RunningCell:
             stderr=self._stderr.whole(end.stderr),
             stdout_bytes=end.stdout.total_bytes,
             stderr_bytes=end.stderr.total_bytes,
-            error=error if has_error else None,
+            error=_error_of(end.error) if end.HasField("error") else None,
             rollback=told(end.rollback_detail) if end.status == pb.CELL_STATUS_ROLLED_BACK else None,
             answer_ready=end.answer_ready,
             answer=end.answer_content.decode("utf-8", "replace"),
@@ -94,6 +91,11 @@ class RunningCell:
             variables={told(each.name): told(each.type) for each in end.variables[: limits.MAX_VARIABLES]},
             seconds=end.wall_us / 1e6,
         )
+
+
+def _error_of(error: pb.CellError) -> CellError:
+    limit = limits.MAX_ERROR_CHARS
+    return CellError(told(error.type), error.message[:limit], error.traceback[:limit])
 
 
 class _Stream:

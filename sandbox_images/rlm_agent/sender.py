@@ -4,13 +4,12 @@ import array
 import os
 import socket
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 _UCRED = struct.Struct("iII")
 
 
-@dataclass(frozen=True, slots=True)
-class Sender:
+class Sender(NamedTuple):
     """Pid and user as this process sees them; pid 0 and user -1 when the kernel does not tell."""
 
     pid: int

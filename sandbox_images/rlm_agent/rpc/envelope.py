@@ -27,8 +27,8 @@ order is dropped and asked for again.
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 MAGIC = b"RLM1"
 HEADER = struct.Struct("!4sBHQII")
@@ -59,7 +59,7 @@ class Kind(IntEnum):
     CLOSE = 18
 
 
-NUMBERED = frozenset({Kind.OPEN, Kind.DATA, Kind.CLOSE})
+FIRST_NUMBERED = Kind.OPEN
 KINDS = {int(kind): kind for kind in Kind}
 
 
@@ -71,8 +71,7 @@ class TakenOver(EnvelopeError):
     """Another host has the agent now."""
 
 
-@dataclass(frozen=True, slots=True)
-class Arrived:
+class Arrived(NamedTuple):
     """A numbered frame, in its turn."""
 
     kind: Kind
@@ -185,7 +184,7 @@ class Envelope:
         events: list[Arrived | Restarted | TakenOver] = []
         self._pending += data
         for kind, stream, number, payload in self._frames():
-            if kind in NUMBERED:
+            if kind >= FIRST_NUMBERED:
                 if number == self._expected:
                     self._expected += 1
                     self._asked = False

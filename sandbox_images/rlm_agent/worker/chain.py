@@ -358,7 +358,7 @@ def _become_quiet() -> Any:
     process.outlive_parent()
     bound.cancel_watchdog()
     on_child = bound.handler_of(signal.SIGCHLD)
-    bound.handle(signal.SIGCHLD, signal.SIG_DFL)
+    bound.handle(signal.SIGCHLD, bound.DEFAULT)
     return on_child
 
 

@@ -193,7 +193,7 @@ def _interruptible(body: Callable[[], T]) -> T:
     finally:
         while True:
             try:
-                bound.handle(signal.SIGINT, signal.SIG_IGN)
+                bound.handle(signal.SIGINT, bound.IGNORE)
                 break
             except KeyboardInterrupt:
                 continue
