@@ -56,6 +56,7 @@ class Session:
         observer: Observer | None = None,
         session_id: str | None = None,
     ) -> None:
+        """`session_id` is that of a session to take over; without one it is new."""
         self.id = session_id or secrets.token_hex(8)
         self.agent_build = ""
         self.python_version = ""
@@ -80,6 +81,8 @@ class Session:
         self._cells = 0
         self._tag = f"c{secrets.token_hex(3)}-"
         """So that a host that takes the session over uses no id of the one before it."""
+        self._may_be_busy = session_id is not None
+        """With a cell of the host before."""
         self._lost: SandboxLost | None = None
 
     @property
@@ -192,7 +195,7 @@ class Session:
 
         Raises:
             SandboxLost: the session is over.
-            ConfigError: the code is over the agent's limit.
+            ConfigError: the code is over the agent's limit, or a cell of the host before still runs.
         """
         if self._lost is not None:
             raise self._lost
@@ -201,6 +204,9 @@ class Session:
         async with self._turn:
             if self._lost is not None:
                 raise self._lost
+            if self._may_be_busy:
+                await self.variables()  # which says so
+                self._may_be_busy = False
             self._cells += 1
             seconds = self._spec.cell_timeout if timeout is None else timeout
             request = pb.ExecuteCell(
@@ -248,9 +254,10 @@ class Session:
             self._lose(SandboxLost("the agent did not interrupt a cell"))
 
     async def interrupt(self) -> None:
-        """Interrupt the running cell; nothing when none runs."""
-        if self._cell is not None:
-            request = pb.InterruptCellRequest(session_id=self.id, cell_id=self._cell.id)
+        """Interrupt the running cell, also that of a host before; nothing when none runs."""
+        if self._cell is not None or self._may_be_busy:
+            cell_id = "" if self._cell is None else self._cell.id
+            request = pb.InterruptCellRequest(session_id=self.id, cell_id=cell_id)
             await self._ask(self._stub.InterruptCell, request, timeout=limits.INTERRUPT_SECONDS)
 
     def break_connection(self) -> None:
@@ -356,10 +363,10 @@ class Session:
     async def _reconnect(self) -> bool:
         """Dial again until the deadline; then take up the running cell where its events ended."""
         self._reconnects += 1
-        if self._reconnects > limits.MAX_RECONNECTS or await self._sandbox.epitaph(
-            limits.LAST_BREATH_SECONDS
-        ):
+        if await self._sandbox.epitaph(limits.LAST_BREATH_SECONDS):
             return False
+        if self._reconnects > limits.MAX_RECONNECTS:
+            raise SandboxLost(f"its connection broke {self._reconnects} times before anything came on it")
         log.warning("the connection to sandbox %s broke; connecting again", self._sandbox.id)
         delay = 0.02
         with contextlib.suppress(TimeoutError):
@@ -394,6 +401,8 @@ class Session:
             await self._stream.write(message)
 
     def _take_response(self, response: pb.ConnectResponse | None) -> None:
+        if self._lost is not None:
+            return
         if response is None or not response.messages:
             raise SandboxLost("the agent sent what is no message of ours")
         self._reconnects = 0

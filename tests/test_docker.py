@@ -31,6 +31,7 @@ from tests.conftest import Recorder, echo
 from tests.support.engine_relay import EngineRelay
 from tests.support.small_engine import small_engine
 from tests.support.ssh_server import ssh_server
+from tests.support.waiting import passed
 
 pytestmark = pytest.mark.needs("docker")
 SMALL: dict[str, Any] = {"memory": "512MiB", "pids": 100, "disk": "64MiB", "interrupt_grace": 0.3}
@@ -178,6 +179,31 @@ async def test_another_host_takes_a_sandbox_over(is_left: bool, engine: Engine, 
     await first.let_go()
     await second.stop()
     assert not is_there(engine, first.id)
+
+
+async def test_who_takes_a_session_over_hears_of_a_cell_that_runs_there(recorder: Recorder) -> None:
+    first = await environment().start()
+    session = Session(first, environment().spec, echo, observer=recorder)
+    await session.open()
+    cell = asyncio.create_task(session.execute("kept = 42\nprint('busy')\nimport time; time.sleep(600)"))
+    await recorder.saw("busy\n")
+    second = await environment().attach(first.id, first.token)
+    again = Session(second, environment().spec, echo, session_id=session.id)
+    await again.open()
+    with pytest.raises(SandboxLost, match="another host"):
+        await cell
+    with pytest.raises(ConfigError, match="a cell is running: wait for its end, or interrupt it"):
+        await again.execute("x = 1")
+    await again.interrupt()
+    async with asyncio.timeout(20):
+        while True:
+            with contextlib.suppress(ConfigError):
+                assert (await again.execute("print(kept)")).stdout == "42\n"
+                break
+            await passed(0.01)
+    await again.aclose()
+    await second.stop()
+    await first.stop()
 
 
 async def test_a_host_with_another_token_takes_nothing_over(

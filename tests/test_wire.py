@@ -13,6 +13,7 @@ from rlm_core.environment import Sandbox
 from rlm_core.errors import RLMError, SandboxLost
 from rlm_core.session import Session
 from rlm_core.transport.errors import KINDS, from_rpc_error
+from rlm_core.transport.stream import Stream, Take
 from rlm_core.types import TokenUsage
 from tests.conftest import SPEC, Recorder, echo
 from tests.support.agent import RawHost
@@ -41,6 +42,24 @@ async def test_a_connection_that_breaks_twice_in_a_row_can_be_closed(sandbox: Sa
             await asyncio.sleep(0)
         assert (await session.execute("print(1)")).stdout == "1\n"
         session.break_connection()
+
+
+async def test_a_connection_that_breaks_again_and_again_is_given_up(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "MAX_RECONNECTS", 2)
+    connect = sandbox.stream
+
+    def broken(take: Take) -> Stream:
+        stream = connect(take)
+        stream.cut()
+        return stream
+
+    async with asyncio.timeout(20), Session(sandbox, SPEC, echo) as session:
+        monkeypatch.setattr(sandbox, "stream", broken)
+        session.break_connection()
+        with pytest.raises(SandboxLost, match="its connection broke 3 times before anything came on it"):
+            await session.execute("1")
 
 
 async def test_answers_go_together_in_messages_that_an_agent_takes(
@@ -78,7 +97,7 @@ async def test_a_call_while_many_answers_are_on_their_way_waits_for_them(
 ) -> None:
     monkeypatch.setattr(limits, "MAX_UNSENT_BYTES", 1_000)
     monkeypatch.setattr(limits, "MAX_BATCH_BYTES", 1)
-    first_sent, another_came = asyncio.Event(), asyncio.Event()
+    all_asked, first_sent, another_came = asyncio.Event(), asyncio.Event(), asyncio.Event()
     begun: list[str] = []
     waiting: list[bool] = []
     write, take_call = Session._write_now, Session._take_call
@@ -101,8 +120,12 @@ async def test_a_call_while_many_answers_are_on_their_way_waits_for_them(
 
     async def answer(call: Call) -> Answer | Failure:
         begun.append(call.prompt)
+        if begun.count("one") == 8:
+            all_asked.set()
         if call.prompt == "one":
             await first_sent.wait()
+        elif call.prompt == "first":
+            await all_asked.wait()
         return Answer(call.prompt * 300, "m", TokenUsage())
 
     code = """

@@ -216,7 +216,7 @@ class Session:
     async def _look(self, frame: Frame) -> tuple[dict[str, Any], bytes]:
         """Ask the idle worker; a `__repr__` that hangs or dies is stopped and changes nothing."""
         if not self._chain.is_idle:
-            raise Busy("a cell is running")
+            raise Busy("a cell is running: wait for its end, or interrupt it")
         ended = await self._perform(frame, limits.LOOK_SECONDS)
         if isinstance(ended, Death):
             raise Invalid(f"looking at the variables killed the worker: {describe_death(ended)}")
