@@ -81,8 +81,8 @@ class Session:
         self._cells = 0
         self._tag = f"c{secrets.token_hex(3)}-"
         """So that a host that takes the session over uses no id of the one before it."""
-        self._may_be_busy = session_id is not None
-        """With a cell of the host before."""
+        self._former_cell = ""
+        """That of a host before, which may still run."""
         self._lost: SandboxLost | None = None
 
     @property
@@ -105,8 +105,18 @@ class Session:
             VersionMismatch: names both versions.
             SandboxLost: the agent does not answer.
         """
+        response = await self._introduce()
+        self._contexts = response.contexts
+        self.agent_build = told(response.agent_build)
+        self.python_version = told(response.capabilities.python_version)
+        await self._connect()
+        self._reader = asyncio.create_task(self._read())
+        for name, path in (self._spec.files or {}).items():
+            await self.put_file(name, path)
+
+    async def _introduce(self) -> pb.OpenSessionResponse:
         spec = self._spec
-        response = await self._ask(
+        response: pb.OpenSessionResponse = await self._ask(
             self._stub.OpenSession,
             pb.OpenSessionRequest(
                 protocol_version=pb.PROTOCOL_VERSION_CURRENT,
@@ -124,13 +134,8 @@ class Session:
                 f"this library speaks protocol {pb.PROTOCOL_VERSION_CURRENT}, the agent "
                 f"{told(response.agent_build)} speaks {response.protocol_version}: update the older one"
             )
-        self._contexts = response.contexts
-        self.agent_build = told(response.agent_build)
-        self.python_version = told(response.capabilities.python_version)
-        await self._connect()
-        self._reader = asyncio.create_task(self._read())
-        for name, path in (spec.files or {}).items():
-            await self.put_file(name, path)
+        self._former_cell = response.running_cell
+        return response
 
     async def put_context(self, value: Any) -> int:
         """Bind the next `context_<n>`, and `context` to it; returns n. Takes a value, or one encoded.
@@ -204,9 +209,8 @@ class Session:
         async with self._turn:
             if self._lost is not None:
                 raise self._lost
-            if self._may_be_busy:
-                await self.variables()  # which says so
-                self._may_be_busy = False
+            if self._former_cell and (await self._introduce()).running_cell:
+                raise ConfigError("a cell of the host before still runs: wait for its end, or interrupt it")
             self._cells += 1
             seconds = self._spec.cell_timeout if timeout is None else timeout
             request = pb.ExecuteCell(
@@ -255,8 +259,7 @@ class Session:
 
     async def interrupt(self) -> None:
         """Interrupt the running cell, also that of a host before; nothing when none runs."""
-        if self._cell is not None or self._may_be_busy:
-            cell_id = "" if self._cell is None else self._cell.id
+        if cell_id := self._former_cell if self._cell is None else self._cell.id:
             request = pb.InterruptCellRequest(session_id=self.id, cell_id=cell_id)
             await self._ask(self._stub.InterruptCell, request, timeout=limits.INTERRUPT_SECONDS)
 
@@ -319,9 +322,7 @@ class Session:
             self._reader = None
         if self._sending is not None:
             self._sending.cancel()
-        if self._stream is not None:
-            self._stream.cut()
-            self._stream = None
+        self._stream = None
         with contextlib.suppress(SandboxLost, ConfigError, VersionMismatch):
             await self._ask(
                 self._stub.CloseSession,
@@ -357,8 +358,6 @@ class Session:
             self._lose(SandboxLost(f"the session can't go on: {error!r}"))
         finally:
             self._lose(SandboxLost("the sandbox has been stopped"))  # whoever waits must know
-            if self._stream is not None:
-                self._stream.cut()
 
     async def _reconnect(self) -> bool:
         """Dial again until the deadline; then take up the running cell where its events ended."""
@@ -401,8 +400,6 @@ class Session:
             await self._stream.write(message)
 
     def _take_response(self, response: pb.ConnectResponse | None) -> None:
-        if self._lost is not None:
-            return
         if response is None or not response.messages:
             raise SandboxLost("the agent sent what is no message of ours")
         self._reconnects = 0
@@ -484,6 +481,8 @@ class Session:
         self._calls.cancel_all()
         if self._cell is not None:
             self._cell.end(self._lost)
+        if self._stream is not None:
+            self._stream.cut()
 
     async def _ask(self, method: Any, request: Any, timeout: float = limits.START_SECONDS) -> Any:
         try:

@@ -1,5 +1,6 @@
 """Cells that break the worker that runs them: the next one runs all the same, and what broke it is taken back."""
 
+import asyncio
 import os
 import signal
 from pathlib import Path
@@ -55,7 +56,7 @@ SURVIVED = {
     ),
     "more mocks": (
         "import json\nfrom unittest.mock import MagicMock\njson.JSONEncoder = MagicMock()",
-        "rolled_back",
+        "ok",
     ),
     "output that goes elsewhere": (
         "import os\nnull = os.open(os.devnull, os.O_WRONLY)\nfor fd in (200, 201): os.dup2(null, fd)",
@@ -120,11 +121,35 @@ async def test_a_checkpoint_that_dies_between_cells_is_missed_before_the_next(se
     assert (await session.execute("print(kept)")).stdout == "42\n"
 
 
+async def test_output_that_does_not_block_since_the_last_cell_does_in_the_next(session: Session) -> None:
+    folder = await session.execute(
+        "import os, subprocess, sys\nleft = subprocess.Popen([sys.executable, '-c', 'import os, time; "
+        'time.sleep(0.5); os.set_blocking(1, False); open("set", "w").close(); time.sleep(60)\'])\n'
+        "print(os.getcwd())"
+    )
+    while not await asyncio.to_thread(Path(folder.stdout.strip(), "set").exists):
+        await passed(0.01)
+    large = await session.execute("print('q' * 20_000_000)\nleft.kill()")
+    assert (large.status, large.stdout_bytes) == ("ok", 20_000_001), large.stderr
+
+
 async def test_the_rehearsal_asks_nothing_of_an_answer(session: Session) -> None:
     await session.execute(
         "said = []\nclass Told:\n  def __str__(self): said.append(1); return 'x'\nanswer['content'] = Told()"
     )
     assert (await session.execute("print(len(said))")).stdout == "1\n"
+
+
+async def test_the_rehearsal_collects_no_garbage_of_a_cell_that_has_ended(session: Session) -> None:
+    """One that had no time for its own, as its answer is none; it does not end."""
+    await session.execute(
+        "import gc, re, time\nclass Endless:\n  def __init__(self): self.me = self\n"
+        "  def __del__(self): time.sleep(600)"
+    )
+    await session.execute("gc.disable()\nendless, data = Endless(), bytearray(100 << 20)")
+    result = await session.execute("del endless\nkept = 42\nFINAL(re.match('a', 'a'))")
+    assert "is no answer" in result.stderr
+    assert (await session.execute("print(kept)", timeout=2)).stdout == "42\n"
 
 
 async def test_garbage_of_earlier_cells_is_collected(session: Session) -> None:

@@ -63,6 +63,14 @@ class Worker:
                 _, ended = self.do("cell", b"#" * size)
             await self.die(ended)
 
+    async def answer(self, name: str) -> None:
+        """One more cell, to its end."""
+        _, ended = self.do(name)
+        self.say(Kind.RESULT, cell=name, status="ok")
+        self.ready(cell=name)
+        await ended
+        await self.chain.started()
+
     async def die(self, ended: "asyncio.Future[Ended]") -> None:
         """Of what it has been given, it says."""
         self._deaths += 1
@@ -102,6 +110,22 @@ async def worker() -> AsyncIterator[Worker]:
 def _file(path: Path, text: str) -> int:
     path.write_text(text)
     return os.open(path, os.O_RDONLY)
+
+
+@pytest.mark.parametrize("is_killed", [True, False])
+async def test_a_cell_whose_memory_the_kernel_took_says_so(
+    worker: Worker, is_killed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kills = 1  # of an earlier cell
+    monkeypatch.setattr("rlm_agent.chain.out_of_memory_kills", lambda: kills)
+    worker.ready()
+    await worker.answer("cell")
+    _, ended = worker.do("cell")
+    kills += is_killed
+    worker.ready(cell="cell", died={"pid": 5, "signal": 9, "begun": True})
+    outcome = await ended
+    assert isinstance(outcome, Death)
+    assert ("more memory than the sandbox has" in outcome.detail) is is_killed
 
 
 @pytest.mark.parametrize("end", ["it says that it died of it", "cancelled"])

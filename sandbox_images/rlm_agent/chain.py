@@ -83,7 +83,8 @@ class Chain:
         self._late_rollback = ""
         self._last_death: object = None
         """Pid of the worker whose end was told last: one may be told twice."""
-        self._memory_kills = 0
+        self._memory_kills = out_of_memory_kills()
+        """By the time a worker was last ready."""
         self._last_cell: object = ""
         self._timers: list[asyncio.TimerHandle] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -341,9 +342,13 @@ class Chain:
         self._last_death = died.get("pid") if died is not None else self._last_death
         work = self._work
         outcome: Frame | Death | None = None
-        death = self._death(died) if died is not None else None
-        # Now, while the host thinks: right after a cell is given, its worker waits for us to sleep (45 µs).
-        self._memory_kills = out_of_memory_kills()
+        death: Death | None = None
+        # Counted while the host thinks. Once a cell is given, its worker would wait for that (45 µs): the
+        # kernel has it run where we do, after us.
+        memory_kills, self._memory_kills = self._memory_kills, out_of_memory_kills()
+        if died is not None:
+            no_memory = self._memory_kills > memory_kills
+            death = Death.from_header(died, self.interrupt_reason, no_memory=no_memory)
         is_undone = work is not None and died is not None and died.get("begun") is True
         if death is not None and is_undone:
             outcome = death
@@ -365,10 +370,6 @@ class Chain:
             self._end_work(outcome)
         else:
             self._begin_next()
-
-    def _death(self, died: dict[str, Any]) -> Death:
-        no_memory = out_of_memory_kills() > self._memory_kills
-        return Death.from_header(died, self.interrupt_reason, no_memory=no_memory)
 
     # -- plumbing
 

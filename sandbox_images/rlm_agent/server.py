@@ -61,6 +61,7 @@ class AgentService(rpc.AgentServiceServicer):
             protocol_version=pb.PROTOCOL_VERSION_CURRENT,
             agent_build=agent_build(),
             contexts=self._sessions[request.session_id].contexts,
+            running_cell=self._sessions[request.session_id].running_cell,
             capabilities=pb.SandboxCapabilities(
                 python_version=platform.python_version(), fork=True, huge_pages=_huge_pages()
             ),

@@ -82,6 +82,11 @@ class Session:
         """How many there are, those of the session it was forked from among them."""
         return self._inherited_contexts + self.inputs.contexts
 
+    @property
+    def running_cell(self) -> str:
+        """Its id; empty when none runs."""
+        return self._cell.id if self._cell is not None else ""
+
     async def fork(self, new: "Session", call_id: str) -> None:
         """Start `new` from this session's memory: idle, or where the call waits for its answer.
 
@@ -216,7 +221,7 @@ class Session:
     async def _look(self, frame: Frame) -> tuple[dict[str, Any], bytes]:
         """Ask the idle worker; a `__repr__` that hangs or dies is stopped and changes nothing."""
         if not self._chain.is_idle:
-            raise Busy("a cell is running: wait for its end, or interrupt it")
+            raise Busy("a cell is running")
         ended = await self._perform(frame, limits.LOOK_SECONDS)
         if isinstance(ended, Death):
             raise Invalid(f"looking at the variables killed the worker: {describe_death(ended)}")

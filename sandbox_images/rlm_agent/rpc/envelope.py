@@ -60,6 +60,7 @@ class Kind(IntEnum):
 
 
 FIRST_NUMBERED = Kind.OPEN
+"""And all above it."""
 KINDS = {int(kind): kind for kind in Kind}
 
 

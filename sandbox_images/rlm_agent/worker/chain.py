@@ -136,8 +136,7 @@ class Worker:
         Returns a frame that is still to be served by the next standby, or None.
         """
         while True:
-            rehearses = pending is None and not no_checkpoint
-            if rehearses:
+            if pending is None and not no_checkpoint:
                 self._rehearse()
             self._repl.look_at_growth()
             self._end_old_checkpoint()
@@ -150,8 +149,7 @@ class Worker:
                 if alone and _fork_blocker() == "":
                     return pending
             self._progress[0] = AT_WORK
-            if not rehearses:
-                self._restore_streams()
+            self._restore_streams()
             frame, fds = pending
             changed = self._serve_one(frame, fds, no_checkpoint)
             _close_all(pending)
@@ -243,7 +241,7 @@ class Worker:
         except OSError:  # no file is free: the next cell can do something
             return True
         frame = self._result(Outcome("ok"), "")
-        self._send_by(near, frame)
+        near.send(frame)
         near.close()  # so that nothing waits for more than was sent
         received = far.receive()
         far.close()
@@ -337,14 +335,11 @@ class Worker:
             leave(EXIT_LINK)
 
     def _send(self, frame: Frame) -> None:
-        self._send_by(self._link, frame)
-
-    def _send_by(self, link: PacketLink, frame: Frame) -> None:
-        if not link.intact() or [_inode(fd) for fd in self._saved] != self._captures:
+        if not self._link.intact() or [_inode(fd) for fd in self._saved] != self._captures:
             leave(EXIT_LINK)
         try:
-            bound.set_blocking(link.fileno(), True)
-            link.send(frame)
+            bound.set_blocking(self._link.fileno(), True)
+            self._link.send(frame)
         except OSError:
             leave(EXIT_CLOSED)
 

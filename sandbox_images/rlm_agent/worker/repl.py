@@ -56,17 +56,18 @@ class Repl:
 
     def run(self, action: Callable[[], None]) -> Outcome:
         """Do something that may run the user's code, with SIGINT raising KeyboardInterrupt in it."""
-        return self._run(action, self.names.final_answer)
+        return self._run(action, is_rehearsal=False)
 
-    def _run(self, action: Callable[[], None], answer: Callable[[], tuple[bool, str]]) -> Outcome:
+    def _run(self, action: Callable[[], None], *, is_rehearsal: bool) -> Outcome:
         try:
-            return _interruptible(lambda: self._attempt(action, answer))
+            return _interruptible(lambda: self._attempt(action, is_rehearsal=is_rehearsal))
         except BaseException as error:
             # An interrupt, or a __str__ of the user's, came while the outcome was being put together.
             described = _describe(error)
-            with contextlib.suppress(BaseException):
-                self._stderr.write(described["traceback"])
-                self._flush()
+            if not is_rehearsal:
+                with contextlib.suppress(BaseException):
+                    self._stderr.write(described["traceback"])
+                    self._flush()
             return Outcome(_status_of(error), described)
 
     def execute(self, code: str) -> None:
@@ -84,32 +85,34 @@ class Repl:
             exec(echo, namespace)
 
     def rehearse(self) -> Outcome:
-        """Do what every cell does, on nothing; the answer's text is left out, which may be the user's code.
+        """Do what every cell does, on nothing, but print nothing, and run nothing of the user's: no text of
+        an answer, and no `__del__` of earlier cells, which have ended.
 
         A forked process copies each memory page at its first write; this makes it copy those that a
         cell needs before there is a cell (measured: 0.9 ms less in each).
         """
         names: dict[str, Any] = {"__builtins__": builtins}
-        return self._run(lambda: self._execute(REHEARSAL, "<rehearsal>", names), lambda: (False, ""))
+        return self._run(lambda: self._execute(REHEARSAL, "<rehearsal>", names), is_rehearsal=True)
 
     def look_at_growth(self) -> None:
         """While nobody waits, as they would at the end of a cell (measured: 20 µs)."""
         self._has_grown = _resident_bytes() > 2 * self._bytes_when_collected + GROWN_BYTES
 
-    def _attempt(self, action: Callable[[], None], answer: Callable[[], tuple[bool, str]]) -> Outcome:
+    def _attempt(self, action: Callable[[], None], *, is_rehearsal: bool) -> Outcome:
         status, described = "ok", None
         raised = self._try(action)
         if raised is not None:
             status, described = _status_of(raised), _describe(raised)
             raised.__traceback__ = None
-            self._stderr.write(described["traceback"])
-            self._flush()
+            if not is_rehearsal:
+                self._stderr.write(described["traceback"])
+                self._flush()
         del raised  # and what it holds, before garbage is collected
         notices = self.names.restore()
-        ready, text = answer()
+        ready, text = (False, "") if is_rehearsal else self.names.final_answer()
         types = self._types()
         # Here and not later: it may run a __del__ of the user's, which must happen within the cell.
-        self._collect_garbage()
+        self._collect_garbage(may_be_all=not is_rehearsal)
         return Outcome(status, described, ready, text, notices, types)
 
     def _try(self, action: Callable[[], None]) -> BaseException | None:
@@ -127,9 +130,9 @@ class Repl:
         found = variables.visible(self.namespace, self.names.reserved)
         return {name: variables.type_name(value) for name, value in found.items()}
 
-    def _collect_garbage(self) -> None:
+    def _collect_garbage(self, *, may_be_all: bool) -> None:
         """Of this cell; of all cells, which each fork has frozen, once they have grown."""
-        if not self._has_grown:
+        if not (may_be_all and self._has_grown):
             bound.collect()
             return
         bound.unfreeze()

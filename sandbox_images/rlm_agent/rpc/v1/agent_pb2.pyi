@@ -300,11 +300,14 @@ class OpenSessionResponse(_message.Message):
     AGENT_BUILD_FIELD_NUMBER: _builtins.int
     CAPABILITIES_FIELD_NUMBER: _builtins.int
     CONTEXTS_FIELD_NUMBER: _builtins.int
+    RUNNING_CELL_FIELD_NUMBER: _builtins.int
     protocol_version: Global___ProtocolVersion.ValueType
     agent_build: _builtins.str
     """Version and content hash of the agent, e.g. "0.1.0+3f9a1c20"."""
     contexts: _builtins.int
     """How many contexts the session has: a host that takes it over goes on from there."""
+    running_cell: _builtins.str
+    """The cell that runs in it now: that of a host before."""
     @_builtins.property
     def capabilities(self) -> Global___SandboxCapabilities: ...
     def __init__(
@@ -314,10 +317,11 @@ class OpenSessionResponse(_message.Message):
         agent_build: _builtins.str = ...,
         capabilities: Global___SandboxCapabilities | None = ...,
         contexts: _builtins.int = ...,
+        running_cell: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_build", b"agent_build", "capabilities", b"capabilities", "contexts", b"contexts", "protocol_version", b"protocol_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_build", b"agent_build", "capabilities", b"capabilities", "contexts", b"contexts", "protocol_version", b"protocol_version", "running_cell", b"running_cell"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
