@@ -207,10 +207,10 @@ class Session:
         if len(code) > limits.MAX_CODE:
             raise ConfigError(f"a cell has at most {limits.MAX_CODE:,} characters of code, not {len(code):,}")
         async with self._turn:
+            if self._former_cell and self._lost is None and (await self._introduce()).running_cell:
+                raise ConfigError("a cell of the host before still runs: wait for its end, or interrupt it")
             if self._lost is not None:
                 raise self._lost
-            if self._former_cell and (await self._introduce()).running_cell:
-                raise ConfigError("a cell of the host before still runs: wait for its end, or interrupt it")
             self._cells += 1
             seconds = self._spec.cell_timeout if timeout is None else timeout
             request = pb.ExecuteCell(

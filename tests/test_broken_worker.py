@@ -140,6 +140,34 @@ async def test_the_rehearsal_asks_nothing_of_an_answer(session: Session) -> None
     assert (await session.execute("print(len(said))")).stdout == "1\n"
 
 
+LEFT_TO_THE_REHEARSAL = {
+    "a stream": """
+import os, sys
+class Stream:
+    def write(self, text): return len(text)
+    def flush(self): pass
+    def __del__(self): ran_in.append(os.getpid())
+ran_in, here, sys.stdout = [], os.getpid(), Stream()
+""",
+    "an answer": """
+import os
+class Answer(dict):
+    def keys(self): ran_in.append(os.getpid()); raise ValueError
+ran_in, here, answer = [], os.getpid(), Answer()
+""",
+}
+
+
+@pytest.mark.parametrize("case", LEFT_TO_THE_REHEARSAL)
+async def test_what_a_cell_leaves_in_our_places_runs_in_that_cell_and_never_again(
+    session: Session, case: str
+) -> None:
+    result = await session.execute(LEFT_TO_THE_REHEARSAL[case])
+    assert not result.rolled_back
+    for _ in range(2):
+        assert (await session.execute("print(ran_in == [here])")).stdout == "True\n"
+
+
 async def test_the_rehearsal_collects_no_garbage_of_a_cell_that_has_ended(session: Session) -> None:
     """One that had no time for its own, as its answer is none; it does not end."""
     await session.execute(

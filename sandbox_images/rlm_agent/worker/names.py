@@ -117,10 +117,17 @@ class Names:
 
     def _accept_rebound_answer(self) -> None:
         """`answer = {"content": …, "ready": True}` means what it says."""
-        found = self._namespace.get("answer")
-        if isinstance(found, dict) and found is not self._answer and {"content", "ready"} & found.keys():
-            self._answer.update(found)
-            self._namespace["answer"] = self._answer
+        found: Any = self._namespace.get("answer")
+        if found is self._answer or not issubclass(type(found), dict):
+            return
+        is_one = True  # also where its own methods fail: not again in the next cell
+        try:
+            is_one = bool({"content", "ready"} & found.keys())
+            if is_one:
+                self._answer.update(found)
+        finally:
+            if is_one:
+                self._namespace["answer"] = self._answer
 
     def final_answer(self) -> tuple[bool, str]:
         """Whether `answer` is ready, and its content as text.

@@ -108,6 +108,7 @@ class Repl:
                 self._stderr.write(described["traceback"])
                 self._flush()
         del raised  # and what it holds, before garbage is collected
+        self._prepare()  # now: what a cell has put in the place of a stream may have a __del__
         notices = self.names.restore()
         ready, text = (False, "") if is_rehearsal else self.names.final_answer()
         types = self._types()
