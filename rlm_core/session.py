@@ -134,7 +134,7 @@ class Session:
                 f"this library speaks protocol {pb.PROTOCOL_VERSION_CURRENT}, the agent "
                 f"{told(response.agent_build)} speaks {response.protocol_version}: update the older one"
             )
-        self._former_cell = response.running_cell
+        self._former_cell = response.running_cell[: limits.MAX_ID_CHARS]
         return response
 
     async def put_context(self, value: Any) -> int:

@@ -196,8 +196,9 @@ async def test_who_takes_a_session_over_hears_of_a_cell_that_runs_there(recorder
     with pytest.raises(ConfigError, match="still runs: wait for its end, or interrupt it"):
         await again.execute("x = 1")
     await again.interrupt()
-    while (await again._introduce()).running_cell:
-        await passed(0.01)
+    async with asyncio.timeout(20):
+        while (await again._introduce()).running_cell:
+            await passed(0.01)
     assert (await again.execute("print(kept)")).stdout == "42\n"
     await again.aclose()
     await second.stop()
