@@ -2,6 +2,7 @@
 
 import asyncio
 import codecs
+from functools import cached_property
 
 from rlm_agent.rpc.v1 import agent_pb2 as pb
 
@@ -105,7 +106,11 @@ class _Stream:
         self._observer = observer
         self._is_error = is_error
         self._head = bytearray()
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    @cached_property
+    def _decoder(self) -> codecs.IncrementalDecoder:
+        """Most cells print nothing."""
+        return codecs.getincrementaldecoder("utf-8")("replace")
 
     def add(self, data: bytes) -> None:
         self._head += data

@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+from rlm_agent.rpc.alarm import Alarm
 from rlm_agent.rpc.v1 import agent_pb2 as pb
 from rlm_agent.rpc.v1.agent_pb2_grpc import AgentServiceStub
 
@@ -32,7 +33,6 @@ from rlm_core.unsent import Unsent
 from rlm_core.uploads import context_parts, file_parts, write_new
 
 log = logging.getLogger("rlm_core.session")
-
 
 CallHandler = Callable[[Call], Awaitable[Answer | Failure]]
 KINDS = {pb.CALL_KIND_LLM: "llm", pb.CALL_KIND_RLM: "rlm", pb.CALL_KIND_TOOL: "tool"}
@@ -73,6 +73,7 @@ class Session:
         self._reader: asyncio.Task[None] | None = None
         self._write_turn = asyncio.Lock()
         self._cell: RunningCell | None = None
+        self._patience = Alarm(self._give_up)
         self._calls = OpenCalls()
         self._replies = Replies()
         self._unsent = Unsent()
@@ -235,7 +236,7 @@ class Session:
     ) -> CellResult:
         """The agent ends a cell whose time is up; one that does not, or does not even read, is broken."""
         seconds += self._spec.interrupt_grace + limits.CELL_GRACE_SECONDS
-        timer = asyncio.get_running_loop().call_later(seconds, self._give_up, cell)
+        self._patience.set(seconds)
         try:
             if request is not None and not self._write_at_once(request):
                 with contextlib.suppress(TimeoutError):
@@ -243,10 +244,10 @@ class Session:
                         await self._write(request)
             return await cell.result()
         finally:
-            timer.cancel()
+            self._patience.stop()
 
-    def _give_up(self, cell: RunningCell) -> None:
-        if not cell.has_ended:
+    def _give_up(self) -> None:
+        if self._cell is not None and not self._cell.has_ended:
             self._lose(SandboxLost("the agent did not end a cell whose time was up"))
 
     async def _stop_cell(self, cell: RunningCell) -> None:
@@ -324,11 +325,8 @@ class Session:
             self._sending.cancel()
         self._stream = None
         with contextlib.suppress(SandboxLost, ConfigError, VersionMismatch):
-            await self._ask(
-                self._stub.CloseSession,
-                pb.CloseSessionRequest(session_id=self.id),
-                timeout=limits.CLOSE_SECONDS,
-            )
+            request = pb.CloseSessionRequest(session_id=self.id)
+            await self._ask(self._stub.CloseSession, request, timeout=limits.CLOSE_SECONDS)
 
     # -- the stream
 
@@ -479,6 +477,7 @@ class Session:
         if self._lost is None:
             self._lost = error
         self._calls.cancel_all()
+        self._patience.close()
         if self._cell is not None:
             self._cell.end(self._lost)
         if self._stream is not None:

@@ -61,7 +61,7 @@ def test_garbage_packets_are_refused_or_ignored(garbage: list[bytes]) -> None:
 
 
 def test_a_header_that_is_no_object_is_refused() -> None:
-    for header in (b"[]", b"1", b"{", b"[" * 50_000):
+    for header in (b"[]", b"1", b"{", b"[" * 50_000, b"{}x", b"{}{}"):
         with pytest.raises(FrameError):
             FrameBuffer().feed(PREFIX.pack(Kind.CALL, len(header), 0) + header)
 

@@ -18,6 +18,7 @@ from rlm_agent.errors import SessionGone
 from rlm_agent.frames import FIRST, PACKET_BYTES, Frame, FrameError, Kind, PacketBuffer, packets
 from rlm_agent.memory import out_of_memory_kills
 from rlm_agent.result import Death, late_rollback, text_of
+from rlm_agent.rpc.alarm import Alarm
 from rlm_agent.sender import NOBODY, Sender, receive_with_sender
 from rlm_agent.supervision import Supervision, SupervisorGone
 from rlm_agent.watch import Watch
@@ -86,7 +87,9 @@ class Chain:
         self._memory_kills = out_of_memory_kills()
         """By the time a worker was last ready."""
         self._last_cell: object = ""
-        self._timers: list[asyncio.TimerHandle] = []
+        self._timeout = Alarm(lambda: self._interrupt("timeout"))
+        self._grace = Alarm(self._kill_work)
+        self._lateness = Alarm(self._overdue)
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
         self._frames = PacketBuffer()
@@ -114,7 +117,8 @@ class Chain:
         if self.lost is not None:
             return
         self.lost = detail
-        self._stop_timers()
+        for alarm in (self._timeout, self._grace, self._lateness):
+            alarm.close()
         self._watch.end()
         self._spawn_task(self._end_processes())
         self._loop.remove_reader(self._link)
@@ -214,7 +218,7 @@ class Chain:
         self.interrupt_reason, self._is_killed, self._held = "", False, None
         self._is_second_try = False
         if work.timeout:
-            self._timers.append(self._loop.call_later(work.timeout, self._interrupt, "timeout"))
+            self._timeout.set(work.timeout)
         self._unsent.extend([(first, work.fds), *((packet, ()) for packet in rest)])
         self._send()
         if work.is_unwanted:
@@ -248,7 +252,7 @@ class Chain:
         self._drop_untouched()  # of a worker that says that it has died of it all the same
         self._stop_timers()
         if not self._ready.is_set():
-            self._timers.append(self._loop.call_later(limits.READY_SECONDS, self._overdue))
+            self._lateness.set(limits.READY_SECONDS)
         if work is not None:
             work.on_end(outcome)
         self._begin_next()
@@ -260,7 +264,7 @@ class Chain:
             return
         self.interrupt_reason = reason
         self._signal(signal.SIGINT)
-        self._timers.append(self._loop.call_later(self._work.grace, self._kill_work))
+        self._grace.set(self._work.grace)
 
     def _interrupt_again(self) -> None:
         """The signal may have gone to the process before this one."""
@@ -276,7 +280,7 @@ class Chain:
     def _signal(self, number: int) -> None:
         if number == signal.SIGKILL:
             self._is_killed = True
-            self._timers.append(self._loop.call_later(limits.READY_SECONDS, self._overdue))
+            self._lateness.set(limits.READY_SECONDS)
         self._spawn_task(self._deliver_signal(self._worker_pid, number))
 
     async def _deliver_signal(self, pid: int, number: int) -> None:
@@ -374,9 +378,8 @@ class Chain:
     # -- plumbing
 
     def _stop_timers(self) -> None:
-        for timer in self._timers:
-            timer.cancel()
-        self._timers.clear()
+        for alarm in (self._timeout, self._grace, self._lateness):
+            alarm.stop()
 
     def _spawn_task(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)

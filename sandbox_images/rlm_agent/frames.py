@@ -16,7 +16,7 @@ from typing import Any
 from rlm_agent import limits
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-_loads, _len = json.loads, len  # bound now, for the worker: see worker/bound.py
+_decode, _len = json.JSONDecoder().raw_decode, len  # bound now, for the worker: see worker/bound.py
 PREFIX = struct.Struct("!BII")
 
 
@@ -81,10 +81,11 @@ def parse_prefix(prefix: bytes, max_header: int = limits.MAX_FRAME_HEADER) -> tu
 def parse(kind: Kind, header: bytes, body: bytes) -> Frame:
     """Raises FrameError when the header is not a JSON object."""
     try:
-        fields = _loads(header.decode("utf-8", "surrogatepass")) if header else {}
+        text = header.decode("utf-8", "surrogatepass") or "{}"
+        fields, end = _decode(text)
     except (ValueError, RecursionError) as error:
         raise FrameError(f"malformed frame header: {type(error).__name__}") from None
-    if not isinstance(fields, dict):
+    if not isinstance(fields, dict) or end != _len(text):
         raise FrameError("frame header is not an object")
     return Frame(kind, fields, body)
 

@@ -1,6 +1,7 @@
 """The names that the REPL gives to a cell, restored after it when a cell took one for itself."""
 
 import re
+from collections.abc import Collection
 from typing import Any
 
 from rlm_agent import limits
@@ -31,8 +32,8 @@ class Names:
         namespace.update(self._values)
 
     @property
-    def reserved(self) -> set[str]:
-        return set(self._values)
+    def reserved(self) -> Collection[str]:
+        return self._values.keys()
 
     def FINAL(self, value: Any) -> None:
         """Give the final answer."""

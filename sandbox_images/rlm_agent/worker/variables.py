@@ -1,6 +1,7 @@
 """What a session tells about its variables: always bounded, whatever a `__repr__` does."""
 
 import reprlib
+from collections.abc import Collection
 from types import ModuleType
 from typing import Any
 
@@ -12,15 +13,15 @@ _short = reprlib.Repr()
 _short.maxstring = _short.maxother = _short.maxlong = REPR_CHARS
 
 
-def visible(namespace: dict[str, Any], reserved: set[str]) -> dict[str, Any]:
+def visible(namespace: dict[str, Any], reserved: Collection[str]) -> dict[str, Any]:
     """The user's own variables, oldest first."""
     names = (
         name
         for name, value in list(namespace.items())
         if isinstance(name, str)
+        and name not in reserved
         and len(name) <= limits.MAX_NAME_CHARS
         and not name.startswith("_")
-        and name not in reserved
         and not issubclass(type(value), ModuleType)  # its __class__ may be anything
     )
     return {name: namespace[name] for name, _ in zip(names, range(limits.MAX_VARIABLES), strict=False)}
