@@ -12,9 +12,9 @@ from rlm_core.environment import make_environment
 from rlm_core.session import Session
 
 SANDBOXES, SECONDS, CELLS = 3, 15.0, 20
-"""For each context: sandboxes of either, how long they take turns, and cells of ours in a turn; the peer has one.
-A shared machine is slow for 5 to 20 s at a time (measured: our cells take up to 1.6 times as long, the peer's,
-which also wait for other things, 1.2 times): a shorter measurement shows one such time and not the machine."""
+"""For each context: sandboxes of either, how long they take turns, and cells of ours in a turn; the peer has
+one. A shared machine is slow for 5 to 20 s at a time (measured: our cells take up to 1.6 times as long, the
+peer's, which also wait for other things, 1.2 times): less would show one such time, and not the machine."""
 Figures = dict[str, float]
 
 

@@ -47,6 +47,9 @@ class Kind(IntEnum):
     DONE = 37
 
 
+_KINDS = {int(kind): kind for kind in Kind}
+
+
 class FrameError(Exception):
     """The other end sent something that is not a frame, or one over its limit."""
 
@@ -69,10 +72,9 @@ def parse_prefix(prefix: bytes, max_header: int = limits.MAX_FRAME_HEADER) -> tu
         FrameError: unknown kind, or a length over the limit.
     """
     number, header_size, body_size = PREFIX.unpack(prefix)
-    try:
-        kind = Kind(number)
-    except ValueError:
-        raise FrameError(f"unknown frame kind {number}") from None
+    kind = _KINDS.get(number)
+    if kind is None:
+        raise FrameError(f"unknown frame kind {number}")
     if header_size > max_header or body_size > limits.MAX_FRAME_BODY:
         raise FrameError(f"frame of {header_size} + {body_size} bytes is over the limit")
     return kind, header_size, body_size

@@ -1,12 +1,15 @@
 """Keeps the head and the tail of a stream of any length, and its true length."""
 
-import array
 import contextlib
 import fcntl
 import os
+import sys
 import termios
 
 from rlm_agent.rpc.reader import READ_BYTES
+
+NO_BYTES = bytes(4)
+"""Where the kernel writes how many there are, a C int."""
 
 
 class Capture:
@@ -51,10 +54,10 @@ class Pipe:
         """All that was written before this call, and no more than one read of what is written during it."""
         if self.fd < 0:
             return b""
-        size = array.array("i", [0])
-        fcntl.ioctl(self.fd, termios.FIONREAD, size)
+        left = int.from_bytes(fcntl.ioctl(self.fd, termios.FIONREAD, NO_BYTES), sys.byteorder)
+        if not left:
+            return b""
         chunks: list[bytes] = []
-        left = size[0]
         while left > 0 and (data := self.read()):  # a cell's own process can have read it meanwhile
             chunks.append(data)
             left -= len(data)

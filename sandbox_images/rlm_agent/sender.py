@@ -7,6 +7,7 @@ import struct
 from typing import NamedTuple
 
 _UCRED = struct.Struct("iII")
+_SPACE = socket.CMSG_SPACE(_UCRED.size) + socket.CMSG_SPACE(1024)
 
 
 class Sender(NamedTuple):
@@ -21,7 +22,7 @@ NOBODY = Sender(0, -1)
 
 def receive_with_sender(sock: socket.socket, size: int) -> tuple[bytes, Sender]:
     """One packet from a socket that has SO_PASSCRED set. File descriptors that come with it are closed."""
-    data, ancillary, _, _ = sock.recvmsg(size, socket.CMSG_SPACE(_UCRED.size) + socket.CMSG_SPACE(1024))
+    data, ancillary, _, _ = sock.recvmsg(size, _SPACE)
     sender = NOBODY
     for level, kind, payload in ancillary:
         if level != socket.SOL_SOCKET:

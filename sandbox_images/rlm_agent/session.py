@@ -203,8 +203,10 @@ class Session:
         self._cell = self._cell_work = None
         if self.calls.cell is cell:  # it had begun
             self.calls.end_cell()
-            cell.write_stdout(self._stdout.drain())
-            cell.write_stderr(self._stderr.drain())
+            if data := self._stdout.drain():
+                cell.write_stdout(data)
+            if data := self._stderr.drain():
+                cell.write_stderr(data)
         if isinstance(ended, SessionGone):
             return  # told by _tell_loss
         if isinstance(ended, Frame):

@@ -152,6 +152,11 @@ class Envelope:
         self._idle = 0
         self.beat()
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether there is something to write."""
+        return self._cursor < self._next or bool(self._control)
+
     def take(self, size: int) -> bytes:
         """The bytes to be written next, about `size` of them; empty when there is nothing to write."""
         chunks, self._control = self._control, []

@@ -111,11 +111,8 @@ class Tunnel:
 
     def _pump(self) -> None:
         while True:
-            while self._stream is not None and not self._stream_full:
-                data = self._envelope.take(WRITE_BYTES)
-                if not data:
-                    break
-                self._stream.write(data)
+            while self._stream is not None and not self._stream_full and self._envelope.is_waiting:
+                self._stream.write(self._envelope.take(WRITE_BYTES))
             if self._is_full or not self._waiting:
                 return
             kind, end, data = self._waiting.popleft()

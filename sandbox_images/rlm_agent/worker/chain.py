@@ -10,7 +10,6 @@ A cell that leaves Python threads running can't be forked: its process goes on w
 of its own and the last checkpoint stays, so that a crash costs the cells since then and no more.
 """
 
-import contextlib
 import fcntl
 import os
 import resource
@@ -317,9 +316,12 @@ class Worker:
 
     def _restore_streams(self) -> None:
         """A cell may have closed or redirected fd 1 and 2; what it starts with is always the capture."""
-        with contextlib.suppress(OSError, ValueError):
-            hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-            resource.setrlimit(resource.RLIMIT_NOFILE, (min(self._files, hard), hard))
+        try:
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            if soft != min(self._files, hard):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (min(self._files, hard), hard))
+        except (OSError, ValueError):  # it is as the cell has left it
+            pass
         for fd, saved in zip((1, 2), self._saved, strict=True):
             os.dup2(saved, fd)
             bound.set_blocking(fd, True)

@@ -154,8 +154,10 @@ class Repl:
     def _flush(self) -> None:
         replaced = sys.stdout is not self._stdout or sys.stderr is not self._stderr
         for stream in (*((sys.stdout, sys.stderr) if replaced else ()), self._stdout, self._stderr):
-            with contextlib.suppress(OSError, ValueError, AttributeError):
+            try:  # noqa: SIM105 - for each of them in each cell
                 stream.flush()
+            except (OSError, ValueError, AttributeError):  # closed, or its reader is gone
+                pass
         # C code in the cell has buffers of its own, which a fork would double.
         bound.flush_c(None)
 

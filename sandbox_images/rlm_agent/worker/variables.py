@@ -15,16 +15,19 @@ _short.maxstring = _short.maxother = _short.maxlong = REPR_CHARS
 
 def visible(namespace: dict[str, Any], reserved: Collection[str]) -> dict[str, Any]:
     """The user's own variables, oldest first."""
-    names = (
-        name
-        for name, value in list(namespace.items())
-        if isinstance(name, str)
-        and name not in reserved
-        and len(name) <= limits.MAX_NAME_CHARS
-        and not name.startswith("_")
-        and not issubclass(type(value), ModuleType)  # its __class__ may be anything
-    )
-    return {name: namespace[name] for name, _ in zip(names, range(limits.MAX_VARIABLES), strict=False)}
+    found: dict[str, Any] = {}
+    for name, value in list(namespace.items()):
+        if (
+            isinstance(name, str)
+            and name not in reserved
+            and len(name) <= limits.MAX_NAME_CHARS
+            and not name.startswith("_")
+            and not issubclass(type(value), ModuleType)  # its __class__ may be anything
+        ):
+            found[name] = value
+            if len(found) == limits.MAX_VARIABLES:
+                break
+    return found
 
 
 def type_name(value: Any) -> str:
