@@ -86,6 +86,8 @@ class BubblewrapEnvironment(LocalEnvironment):
             "calls": "/tmp/.calls",
             "lifetime": self.spec.lifetime or 0.0,
             "processes": self.spec.pids or PIDS,
+            "process_memory": self._spec.memory,
+            "start_ahead": True,
             "supervisor": [
                 *_command(self.spec.disk or DISK),
                 sys.executable,
