@@ -1,6 +1,8 @@
 """The warm pool: ready sandboxes, each used once."""
 
 import asyncio
+import os
+import time
 
 import pytest
 
@@ -8,6 +10,8 @@ from rlm_core import RLM, ConfigError, SandboxPool, ScriptedClient
 from rlm_core.environment import Sandbox
 from rlm_core.errors import RLMError
 from rlm_core.portal import portal
+from rlm_core.session import Session
+from tests.conftest import echo
 from tests.support.machine import missing
 
 
@@ -43,6 +47,33 @@ def test_a_claim_of_a_ready_one_starts_nothing_first() -> None:
         assert left == 1
         portal().run(filled(pool, 2))
         portal().run(sandbox.stop())
+
+
+WORKER_BEGAN = """
+import os
+fields = open("/proc/self/stat").read().rpartition(")")[2].split()
+print(int(fields[19]) / os.sysconf("SC_CLK_TCK"))
+"""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.needs(name)) for name in ("docker", "bubblewrap")]
+)
+def test_the_process_of_the_first_cell_is_older_than_the_claim(name: str) -> None:
+    async def claim(pool: SandboxPool) -> tuple[float, str]:
+        filled_at = time.clock_gettime(time.CLOCK_BOOTTIME)
+        while time.clock_gettime(time.CLOCK_BOOTTIME) < filled_at + 2 / os.sysconf("SC_CLK_TCK"):
+            await asyncio.sleep(0)  # the kernel tells the age of a process in ticks
+        sandbox = await pool.start()
+        async with Session(sandbox, pool.spec, echo) as session:
+            began = (await session.execute(WORKER_BEGAN)).stdout
+        await sandbox.stop()
+        return filled_at, began
+
+    with SandboxPool(name, 1) as pool:
+        portal().run(filled(pool, 1))
+        filled_at, began = portal().run(claim(pool))
+    assert float(began) <= filled_at
 
 
 def test_one_that_has_died_meanwhile_is_not_given() -> None:
