@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import socket
 import struct
 from collections.abc import AsyncIterator
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from rlm_agent import limits
 from rlm_agent.chain import Chain, Ended, Work
 from rlm_agent.errors import SessionGone
 from rlm_agent.frames import Frame, Kind, packets
@@ -110,6 +112,33 @@ async def worker() -> AsyncIterator[Worker]:
 def _file(path: Path, text: str) -> int:
     path.write_text(text)
     return os.open(path, os.O_RDONLY)
+
+
+class Restless(Worker):
+    """Says that it is ready whenever it is signalled, and never ends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kills = 0
+
+    async def signal(self, session_id: str, pid: int, number: int) -> None:
+        self.kills += number == signal.SIGKILL
+        self.ready()
+
+
+async def test_a_cell_can_not_put_off_its_end_by_saying_again_that_it_is_ready(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limits, "READY_SECONDS", 0.3)
+    restless = Restless()
+    restless.ready()
+    await restless.chain.started()
+    work, ended = restless.do("cell")
+    restless.chain.interrupt(work)
+    outcome = await asyncio.wait_for(ended, 10)
+    await restless.chain.close()
+    assert isinstance(outcome, SessionGone)
+    assert restless.kills >= 2
 
 
 @pytest.mark.parametrize("is_killed", [True, False])

@@ -50,6 +50,16 @@ FORGERIES = {
 }
 
 
+async def test_no_cell_puts_off_its_end_by_saying_that_it_is_ready(sandbox: Sandbox) -> None:
+    code = "import signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nkept = 2\n"
+    code += "while True:\n  send(READY, {'pid': os.getpid()})\n  time.sleep(0.05)"
+    async with Session(sandbox, SPEC, echo) as session:
+        await session.execute("kept = 1")
+        result = await asyncio.wait_for(session.execute(LINK + code, timeout=0.2), 20)
+        assert result.status == "rolled_back"
+        assert (await session.execute("kept")).stdout == "1\n"
+
+
 @pytest.mark.parametrize("forgery", FORGERIES)
 async def test_what_a_worker_forges_never_reaches_another_session(sandbox: Sandbox, forgery: str) -> None:
     async with Session(sandbox, SPEC, echo) as attacker, Session(sandbox, SPEC, echo) as victim:

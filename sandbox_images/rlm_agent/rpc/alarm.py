@@ -5,11 +5,12 @@ from collections.abc import Callable
 
 
 class Alarm:
-    """Rings once its time has come, unless it was set anew or stopped by then.
+    """Rings once its time has come, unless it was stopped by then. Until one of both, no later time takes the
+    place of an earlier one: whoever can have it set again can't put it off.
 
-    A timer of the event loop is left where it is while the alarm is set to later, and looks at its end
-    whether the time has come. One for each work costs more than the rest of its bookkeeping (measured: 10 µs,
-    which grow with the ended ones that the loop still holds).
+    A timer of the event loop is left where it is when the alarm is stopped and set to later, and looks at its
+    end whether the time has come. One for each work costs more than the rest of its bookkeeping (measured:
+    10 µs, which grow with the ended ones that the loop still holds).
     """
 
     def __init__(self, ring: Callable[[], None]) -> None:
@@ -18,8 +19,11 @@ class Alarm:
         self._timer: asyncio.TimerHandle | None = None
 
     def set(self, seconds: float) -> None:
-        """From now; in the place of what it was set to before."""
-        self._due = asyncio.get_running_loop().time() + seconds
+        """From now, unless it is to ring before that."""
+        due = asyncio.get_running_loop().time() + seconds
+        if self._due is not None and self._due <= due:
+            return
+        self._due = due
         if self._timer is None or self._timer.when() > self._due:
             self._start()
 
