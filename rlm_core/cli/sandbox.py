@@ -8,7 +8,7 @@ import typer
 
 from rlm_core.cli.output import fail, say_columns
 from rlm_core.environment import Environment, RunningSandbox, known_environments, make_environment
-from rlm_core.errors import ConfigError, in_one_line
+from rlm_core.errors import ConfigError, MissingExtra, in_one_line
 from rlm_core.portal import portal
 from rlm_core.text import printable
 
@@ -57,7 +57,7 @@ async def _all() -> tuple[list[tuple[Environment, RunningSandbox]], bool]:
             if environment.capabilities.lists:
                 running = await asyncio.wait_for(environment.running(), ANSWER_SECONDS)
                 found += [(environment, sandbox) for sandbox in running]
-        except ConfigError:
+        except (ConfigError, MissingExtra):
             pass  # what is not installed, or has no key, has none of ours
         except Exception as error:  # noqa: BLE001 - a third party's, which must not hide the others
             why = (
