@@ -167,6 +167,23 @@ print(llm_query("fine"))
     assert (await session.execute(code)).stdout == "closed\necho fine\n"
 
 
+async def test_a_name_that_no_message_can_hold_is_refused_also_in_a_queue(session: Session) -> None:
+    """More calls than may be open wait; what is wrong is found when their turn has come."""
+    code = (
+        RAW
+        + """
+s = connect()
+calls = b"".join(frame(20, {"id": n, "kind": "llm"}, b"x") for n in range(1_100))
+s.sendall(calls + frame(20, b'{"id":5000,"kind":"llm","model":"\\ud800"}'))
+said = b""
+while b'"id":5000' not in said: said += s.recv(1 << 20)
+print(b"not a valid call" in said, llm_query("fine"))
+"""
+    )
+    result = await session.execute(code, timeout=30)
+    assert result.stdout == "True echo fine\n", result
+
+
 async def test_forged_and_repeated_ids_and_malformed_frames_only_hurt_their_connection(
     session: Session,
 ) -> None:

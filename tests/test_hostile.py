@@ -106,6 +106,21 @@ async def test_a_checkpoint_that_a_cell_has_stopped_takes_over_all_the_same(sess
     assert (await session.execute("print(kept)")).stdout == "42\n"
 
 
+@pytest.mark.needs("runsc")
+async def test_so_it_does_where_the_kernel_tells_of_no_death() -> None:
+    """gVisor has no pidfd: when the time of the cell is up, whoever is stopped goes on."""
+    environment = make_environment("docker", {"runtime": "runsc", "interrupt_grace": 0.2})
+    sandbox = await environment.start()
+    try:
+        async with Session(sandbox, environment.spec, echo) as session:
+            await session.execute("kept = 42")
+            code = "import os\nos.kill(os.getppid(), 19)\nkept = 0\nos._exit(1)"
+            assert (await session.execute(code, timeout=0.5)).rolled_back
+            assert (await session.execute("print(kept)")).stdout == "42\n"
+    finally:
+        await sandbox.stop()
+
+
 async def test_a_cell_that_leaves_the_sessions_process_group_is_still_stopped(session: Session) -> None:
     await session.execute("kept = 42")
     code = "import os, signal, time\nos.setpgid(0, os.getppid()); os.setsid(); signal.signal(2, signal.SIG_IGN)\ntime.sleep(600)"

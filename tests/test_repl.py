@@ -120,6 +120,16 @@ async def test_an_answer_whose_text_fails_is_an_error_of_the_cell(session: Sessi
     assert result.status == "error" and result.error is not None and result.error.type == "ValueError"
 
 
+async def test_an_answer_whose_text_never_ends_costs_its_own_cell_and_no_other(session: Session) -> None:
+    code = "import time\nclass Slow:\n  def __str__(self): time.sleep(600)\nanswer['content'] = Slow()"
+    assert (await session.execute(code, timeout=0.3)).status == "timeout"
+    result = await session.execute("print('on')", timeout=20)
+    assert (result.status, result.stdout, result.answer) == ("ok", "on\n", "")
+    assert (await session.execute("answer['ready'] = True", timeout=0.3)).status == "timeout"
+    result = await session.execute("answer.update(content='so far')")
+    assert (result.answer_ready, result.answer) == (False, "so far")
+
+
 async def test_repl_names_come_back_and_the_users_value_is_kept(session: Session) -> None:
     await session.put_context("the text")
     result = await session.execute("llm_query = 5\ncontext = context.upper()\nanswer = 'mine'\ndel FINAL")

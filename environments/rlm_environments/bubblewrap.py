@@ -125,6 +125,8 @@ def _command(disk: int) -> list[str]:
             command += ["--ro-bind", str(path), str(path)]
     command += ["--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys"]
     command += ["--dev", "/dev", "--perms", "1777", "--size", str(SHARED_MEMORY), "--tmpfs", "/dev/shm"]
+    # No terminals: those of all sandboxes are counted together, and their memory in none.
+    command += ["--perms", "0555", "--size", "4096", "--tmpfs", "/dev/pts", "--remount-ro", "/dev/pts"]
     command += ["--remount-ro", "/dev", "--perms", "1777", "--size", str(disk), "--tmpfs", "/tmp"]
     for shown in map(Path, (*SYSTEM_FILES, *_python())):
         if shown.exists() and not shown.is_relative_to("/usr"):

@@ -109,8 +109,7 @@ class Calls:
             return "no cell is running: a call can't outlive the cell that made it"
         kind = KINDS.get(str(frame.header.get("kind")))
         model, tool = frame.header.get("model", ""), frame.header.get("tool", "")
-        names = [name for name in (model, tool) if isinstance(name, str) and len(name) <= limits.MAX_ID_CHARS]
-        if kind is None or len(names) < 2:
+        if kind is None or not _is_name(model) or not _is_name(tool):
             return "not a valid call"
         if len(frame.body) > limits.MAX_PROMPT:
             return f"the prompt has {len(frame.body):,} bytes; at most {limits.MAX_PROMPT:,}"
@@ -306,6 +305,17 @@ class Connection(Reader):
         self._open.add(local_id)
         if refusal := self._calls.admit(self, frame):
             self._refuse(local_id, refusal)
+
+
+def _is_name(value: object) -> bool:
+    """Whether it can go into a str field of the wire, which is UTF-8: it may be half of a surrogate pair."""
+    if not isinstance(value, str) or len(value) > limits.MAX_ID_CHARS:
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 async def _writable(sock: socket.socket) -> None:

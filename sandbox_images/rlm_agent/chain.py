@@ -286,6 +286,8 @@ class Chain:
     async def _deliver_signal(self, pid: int, number: int) -> None:
         with contextlib.suppress(OSError, SupervisorGone):
             await self._supervision.signal(self._session_id, pid, number)
+        if number == signal.SIGKILL:
+            await self._resume()  # where nothing tells of a death, as on gVisor
 
     async def _resume(self) -> None:
         """Whoever is to take the place of a worker that died may have been stopped."""

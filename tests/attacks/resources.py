@@ -241,4 +241,11 @@ print("OUTCOME", "ok" if left > 50 else "reaped")""",
         EVERYWHERE,
         control="",
     ),
+    Case(
+        "R23",
+        "take terminals, which all sandboxes of a machine have together",
+        'print("OUTCOME", attempt(os.openpty))',
+        "there are none",
+        ISOLATED,
+    ),
 ]

@@ -141,6 +141,8 @@ def container(
             # Sized and inode-capped; together with /dev/shm never more than half of the memory limit, so
             # that files can't take the memory that the kernel would need to end their makers.
             "/tmp": _tmpfs(profile.disk, "exec", "mode=1777"),
+            # No terminals: those of all containers are counted together, and their memory in none.
+            "/dev/pts": "ro,nosuid,nodev,noexec,size=4k,nr_inodes=2,mode=0555",
             RUN_FOLDER: _tmpfs(
                 PRIVATE_BYTES, "noexec", "mode=0700", f"uid={AGENT_USER}", f"gid={AGENT_USER}"
             ),

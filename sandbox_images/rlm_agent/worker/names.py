@@ -20,6 +20,8 @@ class Names:
         self._namespace = namespace
         self._queries = queries
         self._answer: dict[str, Any] = {"content": "", "ready": False}
+        self._textless: Any = NO_VALUE
+        """An answer whose text could not be had."""
         self._values: dict[str, Any] = {name: getattr(queries, name) for name in QUERY_NAMES}
         self._values |= {
             "history": [],
@@ -135,9 +137,13 @@ class Names:
 
         Raises:
             ValueError: the content is too long to be sent, or an object that says nothing of what it holds.
-            Exception: what its `__str__` raised. It stays in all cases, but is no longer ready.
+            BaseException: what its `__str__` raised. It stays in all cases, but is no longer ready, and is
+                not asked again until it is.
         """
         ready, content = bool(self._answer.get("ready")), self._answer.get("content", "")
+        if content is self._textless and not ready:
+            return False, ""  # it would hold up every cell
+        self._textless = NO_VALUE
         try:
             text = content if type(content) is str else str(content)
             if type(content) is not str and MUTE.fullmatch(text):
@@ -148,9 +154,10 @@ class Names:
                 raise ValueError(
                     f"the answer has {len(text):,} characters; at most {limits.MAX_ANSWER:,} bytes"
                 )
-        except Exception:
+        except BaseException as error:  # an interrupt, too: it may take for ever
             self._answer["ready"] = False
-            if ready:
+            self._textless = content
+            if ready or not isinstance(error, Exception):
                 raise
             return False, ""
         return ready, text
